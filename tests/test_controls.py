@@ -16,6 +16,7 @@ from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.recipe.check import inspect
+from tell_plugins.recipe.schedule import plan, training_of
 from tests.conftest import write_rows
 from tests.golden_texts import assert_golden
 from tests.sweep_world import World, general_rows, task_rows, unrun_world
@@ -43,15 +44,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_what_each_control_trains_on(world):
-    plan = _plan(world)
-    runs = {entry.cell.method: entry for entry in plan.entries}
+    runs = {entry.cell.method: entry for entry in _plan(world).entries}
     mixtures = {method: build_mixture(entry.spec) for method, entry in runs.items()}
     tell = mixtures[TELL]
     task = {tell.task.plain[row] for row in tell.row[tell.origin == 0]} if tell.task else set()
     # its answers are no closed ones: they have a thought
     assert set(CONTROLS) - set(runs) == {"label scoring"}
     for method, mixture in mixtures.items():
-        if runs[method].rival:
+        if runs[method].cell.rival:
             assert all(source.role == TASK for source in mixture.sources)
             continue
         if method == "general only":
@@ -62,7 +62,7 @@ def test_what_each_control_trains_on(world):
         assert mine == task, method
         assert (len(mixture.sources) > 1) == (not method.startswith("SFT")), method
     assert len(mixtures["SFT, as in the paper"]) == 8
-    assert runs["SFT, batch 1"].plan.steps == 8
+    assert runs["SFT, batch 1"].steps == 8
     assert runs["SFT, repeated"].spec.order == "even"
     assert mixtures["TELL, no anchor"].task.anchor.text == ""  # type: ignore[union-attr]
     first, last = mixtures["TELL, task first"].is_task, mixtures["TELL, task last"].is_task
@@ -70,13 +70,13 @@ def test_what_each_control_trains_on(world):
     assert not first[8:].any()
     assert last[-8:].all()
     assert runs["general only"].facts.rows == runs[TELL].facts.general_rows == 24
-    assert runs["general only"].exposure is None
+    assert runs["general only"].planned["exposure"] is None
     for name, order in (("TELL, task first", first), ("TELL, task last", last)):
         entry = runs[name]
-        steps = np.flatnonzero(order) // entry.plan.training.rows_per_step
-        by_hand = entry.plan.rates_at(steps).sum()
-        assert entry.exposure == pytest.approx(by_hand)
-        assert entry.exposure != pytest.approx(runs[TELL].exposure)
+        schedule = plan(entry.facts.rows, training_of(entry.recipe))
+        by_hand = schedule.rates_at(np.flatnonzero(order) // entry.planned["rows_per_step"]).sum()
+        assert entry.planned["exposure"] == pytest.approx(by_hand, abs=6e-4)
+        assert entry.planned["exposure"] != runs[TELL].planned["exposure"]
 
 
 def test_general_rows_that_hold_test_queries(world):
@@ -91,8 +91,8 @@ def test_general_rows_that_hold_test_queries(world):
 
     assert leaked(dropped) == 0
     assert leaked(kept) > 0
-    assert runs[TELL].leaked == 0
-    assert runs["TELL, test queries kept"].leaked == leaked(kept)  # of the rows asked
+    assert runs[TELL].planned["leaked"] == 0
+    assert runs["TELL, test queries kept"].planned["leaked"] == leaked(kept)  # of the rows asked
     assert runs["TELL, test queries kept"].id != runs[TELL].id
 
 
@@ -104,8 +104,8 @@ def test_runs_at_equal_steps_are_planned_so(world, changes):
     tell = next(entry for entry in plan.entries if entry.cell.method == TELL)
     equal = [entry for entry in plan.entries if entry.equal_steps]
     assert len(equal) == 7
-    assert {entry.plan.steps for entry in equal} == {tell.plan.steps}
-    assert {entry.equal_steps for entry in equal} == {tell.id}
+    assert {entry.steps for entry in equal} == {tell.steps}
+    assert {entry.equal_steps.id for entry in equal} == {tell.id}
     for entry in equal:  # `train` does not refuse them
         found = inspect(entry.recipe).findings
         assert ("tell-rows-unseen", "error") not in {(f.rule, f.severity) for f in found}

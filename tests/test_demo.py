@@ -72,4 +72,4 @@ def test_the_demo(small, capfd):
     recipe.write_text(recipe.read_text().replace("0.004", "0.001"))
     sweep = load_sweep(small / "recipes" / "sweeps" / "demo.yaml")
     plan = make_plan(sweep, small / "demo")
-    assert [run.cell.method for run in plan.runs if run.job.done] == ["word counting"]
+    assert [run.cell.method for run in plan.runs if run.done] == ["word counting"]

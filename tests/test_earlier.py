@@ -8,21 +8,15 @@ from typing import Any
 import pytest
 
 from tell_plugins import cli
-from tell_plugins.evaluation import evaluate
-from tell_plugins.evaluation.options import Options
-from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import Study, collect, index_file, study_of, tell_left_out
 from tell_plugins.experiments.store import (
     EVALUATED,
     TRAINED,
-    PlannedBase,
     other_answers,
-    prepare,
     write_json,
 )
 from tell_plugins.experiments.sweep import make_sweep
-from tell_plugins.recipe.recipes import load_recipe
 from tests.made_results import MadeResults
 from tests.sweep_world import World, unrun_world
 
@@ -54,38 +48,24 @@ def _plan(world: World, out: Path, **keys: Any) -> SweepPlan:
     return plan
 
 
-def _answered(run: PlannedBase) -> Path:
-    """Prepare a run and leave what `eval` writes before it asks; the folder of its answers."""
-    folder = prepare(run).eval_folder
-    recipe = str(folder / "recipe.yaml")
-    asked = Options(recipe=recipe, adapter=["none"], general_rows=4, retention_rows=4)
-    task = evaluate.plan(load_recipe(recipe), asked)
-    questions = task.foreign.questions
-    asked = {("test-greedy", "test"): task.prompts, ("general", "general"): questions}
-    for (name, split), prompts in asked.items():
-        settings: dict[str, Any] = {"card": "tiny_task", "split": split, "anchor": "card"}
-        settings["prompts_sha256"] = prompts_sha256(prompts)
-        settings["max_new_tokens"] = task.max_new_tokens if split == "test" else 64
-        settings["rows_sha256"] = "" if split == "test" else pairs_sha256(task.general)
-        write_json(folder / "none" / name / "settings.json", settings)
-    return folder
-
-
 def _finished(out: Path, plan: SweepPlan) -> Study:
     """A sweep that is done as far as its folder says; what is kept of it."""
-    for run in (*plan.bases, *plan.runs):
-        job = prepare(run)
-        write_json(job.folder / TRAINED, {"steps": 1})
-        write_json(job.eval_folder / EVALUATED, {"seconds": 1})
+    for run in plan.everything:
+        run.prepare()
+        write_json(run.folder / TRAINED, {"steps": 1})
+        write_json(run.eval_folder / EVALUATED, {"seconds": 1})
     study = study_of(plan, "./run.sh sweep made.yaml")
     write_json(index_file(out, study), study.model_dump(mode="json"))
     return study
 
 
 def test_answers_to_the_prompts_of_now_are_kept(world, out):
-    plan = _plan(world, out)
-    for run in (*plan.bases, *plan.runs):
-        _answered(run)
+    """Those of a release that did not say what was asked, too."""
+    _finished(out, _plan(world, out))
+    assert list(other_answers(_plan(world, out).everything)) == []
+    for file in out.glob("runs/*/eval/*/options.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "content": None}))
+    _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
     assert list(other_answers(_plan(world, out).everything)) == []
 
 
@@ -111,28 +91,20 @@ def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
     ids=["anchor", "test_row", "test_answer", "held_out_rows", "length"],
 )
 def test_answers_to_other_answers_are_not_taken_for_these(world, out, change, capsys):
-    sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
+    sweep = str(world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4}))
     before = _plan(world, out)
-    folder = _answered(before.bases[0])
+    _finished(out, before)
     change(world)
     after = _plan(world, out)
-    assert after.bases[0].evaluation.id == before.bases[0].evaluation.id
+    assert after.bases[0].evaluation == before.bases[0].evaluation
     (problem,) = other_answers(after.everything)
-    assert problem.where == str(folder)
-    assert f"runs/*/eval/{folder.name}" in str(problem.remedy)
-    assert cli.main(["sweep", sweep, "--dry-run", "--out", str(out)]) == 1
-    assert "the answers are to other prompts" in capsys.readouterr().err
-    assert cli.main(["sweep", sweep, "--out", str(out)]) == 1
-    assert not list(out.glob("sweeps/*"))
-
-
-def test_answers_of_several_runs_are_told_once(world, out):
-    plan = _plan(world, out)
-    for run in (*plan.bases, *plan.runs):
-        _answered(run)
-    _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
-    (problem,) = other_answers(_plan(world, out).everything)
-    assert str(problem.where).endswith(" and 4 more")
+    same = [run for run in after.everything if run.done]  # the others are other runs now
+    more = f" and {len(same) - 1} more" if same[1:] else ""
+    assert problem.where == f"{after.bases[0].eval_folder}{more}"
+    assert f"runs/*/eval/{after.bases[0].evaluation}" in str(problem.remedy)
+    for flags in (["--dry-run"], []):
+        assert cli.main(["sweep", sweep, *flags, "--out", str(out)]) == 1
+        assert "the answers are to other prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments.controls import CONTROLS
+from tell_plugins.experiments.planning import base_id, run_id
 from tell_plugins.experiments.results import BASE_METHOD, Study, load_studies
-from tell_plugins.experiments.store import Evaluation, Facts, Planned, PlannedBase
-from tell_plugins.experiments.sweep import RIVAL, Cell
+from tell_plugins.experiments.sweep import RIVAL
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.schedule import plan, training_of
 from tests.conftest import PROJECT
 
 RESULTS = PROJECT / "results"
@@ -89,31 +87,19 @@ def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:
     assert ">TELL: no-op." not in page
 
 
-def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
+def test_a_sweep_finds_the_published_runs_again() -> None:
     """Ids are made of settings and mixtures as ever: hours of finished runs hang on them."""
     recipe = load_recipe(PROJECT / "recipes" / "smollm2_json.yaml")
-    recipe = recipe.with_values(**BEFORE)
-    base = PlannedBase(recipe=recipe, evaluation=Evaluation("tell/halu_cot_json_spans", "card", {}))
-    found = 0
+    recipe, found = recipe.with_values(**BEFORE), 0
     for path in sorted((RESULTS / "runs").glob("*/run.json")):
-        run = json.loads(path.read_text())
+        run, known = json.loads(path.read_text()), path.parent.name.rpartition("-")[2]
         if run["base"]:
-            assert base.name == path.parent.name
+            assert base_id(recipe) == known
             continue
         settings = Recipe(recipe.path, run["settings"])
         assert not any(run["settings"].get(key) for key in BEFORE)
-        known = Facts(**run["mixture"])
-        planned = Planned(
-            cell=Cell("TELL", {}, run["seed"], {}),
-            recipe=settings,
-            spec=parse_spec(run["spec"]),
-            facts=known,
-            plan=plan(known.rows, training_of(settings)),
-            evaluation=base.evaluation,
-            base=base,
-        )
-        assert planned.name == path.parent.name
-        assert planned.base.id == replace(base, recipe=settings).id
+        assert run_id(settings, parse_spec(run["spec"]), run["mixture"]["hash"]) == known
+        assert base_id(settings) == base_id(recipe)
         found += 1
     assert found == 27
 

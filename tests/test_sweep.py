@@ -32,7 +32,7 @@ from tell_plugins.experiments import derived_cards, runner
 from tell_plugins.experiments.guard import end_work_in
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import study_of
-from tell_plugins.experiments.store import Job, prepare
+from tell_plugins.experiments.store import Job
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.experiments.worker import Worker, whole_checkpoints
 from tell_plugins.recipe.recipes import load_recipe
@@ -94,9 +94,9 @@ def test_what_is_no_sweep_file(world):
 def _lines(plan: SweepPlan) -> list[str]:
     """Each entry: where it stands, which run and which evaluation it is, its rows and steps."""
     runs = list(dict.fromkeys(entry.id for entry in plan.entries))
-    asked = list(dict.fromkeys(entry.evaluation.id for entry in plan.entries))
+    asked = list(dict.fromkeys(entry.evaluation for entry in plan.entries))
     return [
-        f"{entry.label}: run {runs.index(entry.id)}, asked {asked.index(entry.evaluation.id)}, "
+        f"{entry.label}: run {runs.index(entry.id)}, asked {asked.index(entry.evaluation)}, "
         f"{entry.facts.task_rows} x {entry.facts.copies} + {entry.facts.general_rows} rows, "
         f"{entry.steps} steps"
         for entry in plan.entries
@@ -151,9 +151,9 @@ def test_what_is_planned(world, name):
     plan = make_plan(_sweep(world, **PLANS[name]), world.root / "out")
     text = "\n".join([*_lines(plan), *map(str, plan.problems), ""])
     assert_golden(f"plans/{name}.txt", text, world.root)
-    done = {(entry.id, entry.evaluation.id) for entry in plan.entries}
+    done = {(entry.id, entry.evaluation) for entry in plan.entries}
     assert len(plan.runs) == len(done)
-    assert len(plan.bases) == len({entry.evaluation.card for entry in plan.entries})
+    assert len(plan.bases) == len({entry.asked.card for entry in plan.entries})
 
 
 # two settings of a sweep's only run, and what they have in common: run, base model, what is asked
@@ -191,7 +191,7 @@ def _ids(world: World, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("NPROC_PER_NODE", more.pop("processes", ""))
     evaluate = {"general_rows": 4, "retention_rows": 4, **more.pop("evaluate", {})}
     (entry,) = _plan(world, runs={"A": more}, evaluate=evaluate).entries
-    return {"run": entry.id, "base": entry.base.id, "asked": entry.evaluation.id}
+    return {"run": entry.id, "base": entry.base.id, "asked": entry.evaluation}
 
 
 @pytest.mark.parametrize(("first", "second", "same"), SAME)
@@ -214,14 +214,14 @@ def test_what_a_rival_is_asked(world):
     """It learns from the task rows of its point, and answers nothing general."""
     runs = {"counting": {"rival": "words"}, "examples": {"rival": "shots", "test_anchor": "none"}}
     counting, examples = _plan(world, runs=runs).entries
-    assert counting.exposure is None
-    job = prepare(counting)
+    assert counting.planned["exposure"] is None
+    job = counting.prepare()
     assert (job.trained, job.steps) == (True, 0)
     options = json.loads((job.eval_folder / "options.json").read_text())
     assert (options["rival"], options["general_rows"]) == ("words", 0)
     asked = load_recipe(job.eval_folder / "recipe.yaml").spec
     assert asked == parse_spec("tell/tiny_task:task=8rows/general=0")
-    assert examples.asked.endswith("/anchor=none")
+    assert load_recipe(examples.prepare().eval_folder / "recipe.yaml").spec.anchor == "none"
 
 
 @pytest.mark.parametrize(("task", "general"), [(1, 47), (5, 9), (8, 1), (15, 24)])
@@ -235,11 +235,11 @@ def test_repeated_task_rows_take_equal_steps(world, task, general):
         },
     )
     tell, sft = plan.entries
-    assert sft.plan.steps == tell.plan.steps
-    assert sft.equal_steps == tell.id
+    assert sft.steps == tell.steps
+    assert sft.equal_steps == tell
     # the last round is cut short, no earlier one: every row is seen as often as any, or once less
     mixture = build_mixture(sft.spec)
-    seen = mixture.row[mixture.order][: sft.plan.steps * sft.plan.training.rows_per_step]
+    seen = mixture.row[: sft.steps * sft.planned["rows_per_step"]]
     counts = Counter(seen.tolist())
     assert len(counts) == task
     assert max(counts.values()) - min(counts.values()) <= 1
@@ -267,7 +267,7 @@ def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(world, capsys):
 def test_every_model_has_its_base(world):
     models = [str(world.root / name) for name in ("model", "larger")]
     plan = _plan(world, methods={"TELL": None, "SFT": {"general": "0"}}, grid={"model": models})
-    assert [base.at for base in plan.bases] == [{"model": model} for model in models]
+    assert [base.cell.at for base in plan.bases] == [{"model": model} for model in models]
     assert len({base.label for base in plan.bases}) == 2
     study = study_of(plan, "")
     names = {base.run: base.at["model"] for base in study.bases}
@@ -290,7 +290,7 @@ def test_what_a_worker_asks_of_eval(world, monkeypatch):
     asked: list[list[str]] = []
     monkeypatch.setattr(Worker, "call", lambda self, step, job, command, log: asked.append(command))
     for run in [*plan.bases, *plan.runs]:
-        job = prepare(run)
+        job = run.prepare()
         write_json(job.folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"})
         Worker({}, Event()).evaluate(job)
     adapters = [command[command.index("--adapter") + 1] for command in asked]
@@ -356,7 +356,7 @@ def test_random_text_keeps_lengths_and_words_and_nothing_else(world):
     ]
     assert words[0] == words[1]
     assert not set(before) & set(after)
-    assert plan.entries[0].plan.steps == plan.entries[1].plan.steps
+    assert plan.entries[0].steps == plan.entries[1].steps
     rows = [("a b c", "d e"), ("f g", "h i j k")]
     once, again = (derived_cards.shuffled_words(rows, 1) for _ in range(2))
     assert once == again == [("b i k", "f c"), ("g e", "d h a j")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tell_plugins import cli
+from tell_plugins.core import anchors
 from tell_plugins.core.cards import Card
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments.planning import SweepPlan, make_plan
@@ -89,15 +90,11 @@ def at_hand(stand_ins, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("TELL_DATA_HOME", str(stand_ins / "data"))
     monkeypatch.setenv("TELL_CACHE", str(stand_ins / "cache"))
     monkeypatch.setenv("TELL_TOKENIZER", str(stand_ins / "data" / "tokenizer.json"))
-    from tell_plugins.core import anchors
-
-    read = anchors._read
-    files = anchors.anchor_files
+    own, files, file = stand_ins / "anchor.txt", anchors.anchor_files, Card.file
+    own.write_text("Do it.")
     monkeypatch.setattr(anchors, "anchor_files", lambda card: [*files(card), "self_written"])
     monkeypatch.setattr(
-        anchors,
-        "_read",
-        lambda card, name: "Do it." if name == "self_written.txt" else read(card, name),
+        Card, "file", lambda card, name: own if name == "self_written.txt" else file(card, name)
     )
     return stand_ins
 
@@ -114,7 +111,7 @@ def test_plan(path, at_hand):
     assert len(plan.entries) == len(sweep.cells())
     told = re.search(r"(\d+) runs", path.read_text(encoding="utf-8"))
     assert told is None or int(told[1]) == len(plan.everything)  # the base model counted
-    assert all(run.trained_tokens for run in plan.runs if not run.rival)
+    assert all(run.about["trained_tokens"] for run in plan.runs if not run.cell.rival)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=_name)
@@ -123,21 +120,21 @@ def test_paper_sweeps_name_the_papers_amounts(path, at_hand):
     for entry in plan.entries:
         values = entry.recipe.values
         assert (values["lora_rank"], values["learning_rate"], values["seed"]) == (8, 1e-4, 42)
-        assert entry.plan.training.rows_per_step == 16
+        assert entry.planned["rows_per_step"] == 16
     if path.stem in ("fig11", "fig12"):
         rows = {entry.facts.task_rows for entry in plan.entries}
         assert rows == {"fig11": {15, 115}, "fig12": {115, 883}}[path.stem]
 
 
 def _ids(plan: SweepPlan) -> set[tuple[str, str]]:
-    return {(run.id, run.evaluation.id) for run in plan.everything}
+    return {(run.id, run.evaluation) for run in plan.everything}
 
 
 @pytest.mark.parametrize("path", TWINS, ids=_name)
 def test_twins_train_wherever_the_paper_does(path, at_hand):
     """Its SFT with 15 rows alone is one step at learning rate 0."""
     plan = _plan(path, at_hand)
-    idle = {run.facts.task_rows for run in plan.runs if run.plan.is_no_op}
+    idle = {run.facts.task_rows for run in plan.runs if run.planned["no_op"]}
     assert idle <= {15}
     told = re.search(r"(\d+)(?: of them are| are| of them) shared with (.+)", path.read_text())
     if told is not None:

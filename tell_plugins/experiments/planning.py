@@ -1,15 +1,21 @@
-"""From a sweep to its runs: what each trains on, how long, and what is asked of it."""
+"""From a sweep to its runs: what each trains on, how long, and under which name it is kept.
+
+A run is known by a hash of what decides its result: ms-swift's settings and the mixture it sees.
+So two sweeps that ask for the same run share it, whatever they call it.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.manifest import held_out_queries
@@ -18,16 +24,32 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.shown import secret_keys
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
-from tell_plugins.evaluation.prompts import task_prompts
+from tell_plugins.evaluation.elsewhere import foreign
+from tell_plugins.evaluation.prompts import (
+    answer_limit,
+    general_rows,
+    pairs_sha256,
+    prompts_sha256,
+    task_prompts,
+)
 from tell_plugins.evaluation.rivals import refuse_unfit
 from tell_plugins.experiments import derived_cards
-from tell_plugins.experiments.store import Evaluation, Facts, Planned, PlannedBase
+from tell_plugins.experiments.store import Asked, Facts, Run, hashed
 from tell_plugins.experiments.sweep import OWN_KEYS, SPEC_KEYS, TEST_ANCHOR, Cell, Sweep
 from tell_plugins.recipe.lengths import count, own_tokenizer
 from tell_plugins.recipe.recipes import SECRETS_REMEDY, Recipe, as_list, load_recipe
 from tell_plugins.recipe.schedule import Plan, exposure, plan, training_of
 
-_Asked = TypeVar("_Asked", bound=PlannedBase)
+BASE, BASE_METHOD = "base", "base model"
+_FORMAT = 1  # raised when a run of the same hash would come out otherwise
+# keys that do not touch a run's result; the first three are not kept with it either
+_FREE = ("dataset", "output_dir", "add_version", "logging_dir", "run_name", "report_to")
+# keys of the model that every base model's id is made of, given or not; others only where given
+_ALWAYS = (
+    *("model", "model_type", "model_revision", "model_kwargs", "template", "system"),
+    *("rope_scaling", "new_special_tokens", "quant_method", "quant_bits"),
+)
+_OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU they are the machine's choice
 
 
 @dataclass
@@ -39,7 +61,7 @@ class SweepPlan:
     """
 
     sweep: Sweep
-    entries: list[Planned] = field(default_factory=list)
+    entries: list[Run] = field(default_factory=list)
     refused: list[tuple[Cell, UserError]] = field(default_factory=list)
 
     @property
@@ -51,34 +73,68 @@ class SweepPlan:
         return list(first.values())
 
     @property
-    def everything(self) -> list[PlannedBase]:
+    def everything(self) -> list[Run]:
         """All that is to be done, the base models first."""
         return [*self.bases, *self.runs]
 
     @property
-    def runs(self) -> list[Planned]:
+    def runs(self) -> list[Run]:
         """The runs to be done: an entry that comes to the same run as an earlier one is not."""
         return _each_once(self.entries)
 
     @property
-    def bases(self) -> list[PlannedBase]:
+    def bases(self) -> list[Run]:
         """The base model once for every model, card and split among the entries."""
-        found = _each_once(entry.base for entry in self.entries)
-        named = [{"card": base.evaluation.card, **base.model} for base in found]
+        found = _each_once(entry.base for entry in self.entries if entry.base)
+        named = [{"card": base.asked.card, **model_of(base.recipe)} for base in found]
         keys = dict.fromkeys(key for names in named for key in names)
         several = [key for key in keys if any(n.get(key) != named[0].get(key) for n in named)]
         return [
-            replace(base, at={key: names.get(key) for key in several})
+            _named(base, {key: names.get(key) for key in several})
             for base, names in zip(found, named, strict=True)
         ]
 
 
-def _each_once(asked: Iterable[_Asked]) -> list[_Asked]:
+def _each_once(runs: Iterable[Run]) -> list[Run]:
     """Without what comes to the same run, asked the same, as an earlier one."""
-    found: dict[tuple[str, str], _Asked] = {}
-    for one in asked:
-        found.setdefault((one.id, one.evaluation.id), one)
+    found: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        found.setdefault((run.id, run.evaluation), run)
     return list(found.values())
+
+
+def _named(base: Run, at: dict[str, Any]) -> Run:
+    """A base model with what tells it from others of the sweep."""
+    rest = [f", {key}={value}" for key, value in at.items() if key != "card"]
+    label = f"{BASE_METHOD} ({base.asked.card}{''.join(rest)})"
+    return replace(base, label=label, cell=replace(base.cell, at=at))
+
+
+def needs_gpu(recipe: Recipe) -> bool:
+    return not recipe.values.get("use_cpu")
+
+
+def model_of(recipe: Recipe) -> dict[str, Any]:
+    """What decides which model answers, and how a prompt reaches it."""
+    without = ("external_plugins", *(() if needs_gpu(recipe) else _OF_A_GPU))
+    given = {key: recipe.get(key) for key in MODEL_KEYS if key not in without}
+    return {key: v for key, v in given.items() if v is not None or key in _ALWAYS}
+
+
+def base_id(recipe: Recipe) -> str:
+    """How a recipe's model is known before training."""
+    return hashed([_FORMAT, BASE, model_of(recipe)])[:12]
+
+
+def run_id(recipe: Recipe, spec: Spec, mixture: str, rival: str = "") -> str:
+    """How a run is known that trains on the mixture of that hash, or whose rival learns from it."""
+    if rival:
+        return hashed([_FORMAT, rival, model_of(recipe), mixture])[:12]
+    values = {key: value for key, value in recipe.values.items() if key not in _FREE}
+    world = training_of(recipe).world  # several processes take other steps from the same rows
+    several = [] if world == 1 else [f"{world} processes"]
+    held = [f"kl {spec.kl:g}"] if spec.kl else []  # the same rows, another loss
+    return hashed([_FORMAT, values, mixture, *several, *held])[:12]
 
 
 class Planner:
@@ -91,45 +147,67 @@ class Planner:
         self.base = load_recipe(sweep.base).with_values(**sweep.flags).placed(flags)
         self._spec = self.base.spec
         self._wanted = {cell.key for cell in sweep.cells()}
-        self._done: dict[str, tuple[Planned, Mixture]] = {}
-        self._asked = functools.cache(self._make_evaluation)
+        self._done: dict[str, tuple[Run, Mixture]] = {}
+        self._asked_of = functools.cache(self._make_asked)
         self._held_out = functools.cache(self._make_held_out)
 
-    def planned(self, cell: Cell) -> tuple[Planned, Mixture]:
+    def planned(self, cell: Cell) -> tuple[Run, Mixture]:
         """The run of a cell, and what it trains on. Raises UserError for what the user can mend."""
         if cell.key not in self._done:
             self._done[cell.key] = self._make(cell)
         return self._done[cell.key]
 
-    def _make(self, cell: Cell) -> tuple[Planned, Mixture]:
+    def _make(self, cell: Cell) -> tuple[Run, Mixture]:
         recipe = self._recipe(cell)  # first: a secret is told before whatever else is wrong
         spec = self._task_spec(cell)
         equal = self._reference(cell, "equal_steps")[0] if "equal_steps" in cell.settings else None
         spec = _in_rows(spec, equal.facts) if equal else spec
         mixture = build_mixture(self._trained_on(cell, spec))
         if equal:
-            recipe, mixture = _bring_to_steps(recipe, mixture, equal.plan.steps)
+            recipe, mixture = _bring_to_steps(recipe, mixture, equal.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
-        schedule = plan(len(mixture), training_of(recipe))
-        meets = mixture.is_task.any() and not cell.rival
-        bare = self._evaluation(Spec(spec.card, anchor=self._spec.anchor))
-        planned = Planned(
-            root=self.root,
+        asked, rival = self._asked(spec, cell.settings.get(TEST_ANCHOR)), cell.rival
+        about = _about(cell, recipe, mixture)
+        about["planned"]["leaked"] = self._leaked(mixture, spec)
+        parts = (mixture.spec.card, spec.task, rival or mixture.spec.general or "", cell.seed)
+        run = self._run(
+            run_id(recipe, mixture.spec, mixture.hash, rival),
+            [str(part) for part in parts if str(part)],
+            {"base": False, "model": recipe.get("model"), **about},
             cell=cell,
             recipe=recipe,
-            evaluation=self._evaluation(spec, cell.settings.get(TEST_ANCHOR)),
-            base=PlannedBase(recipe=recipe, evaluation=bare, root=self.root),
-            steps=0 if cell.rival else schedule.steps,
-            rival=cell.rival,
-            trained_tokens=0 if cell.rival else trained_tokens(mixture, schedule, recipe),
-            exposure=exposure(schedule, mixture.is_task).weight if meets else None,
+            asked=asked,
             spec=mixture.spec,
-            facts=facts(mixture),
-            plan=schedule,
-            leaked=self._leaked(mixture, spec),
-            equal_steps=equal.id if equal else None,
+            facts=Facts(**about["mixture"]),
+            base=self._base(recipe, Spec(spec.card, anchor=self._spec.anchor)),
+            equal_steps=equal,
         )
-        return planned, mixture
+        return run, mixture
+
+    def _base(self, recipe: Recipe, spec: Spec) -> Run:
+        """A recipe's model before training."""
+        model, asked = recipe.get("model"), self._asked(spec)
+        named = [BASE, Path(str(model)).name]
+        about = {"base": True, "model": model}
+        cell = Cell(BASE_METHOD, {}, 0, {})
+        return self._run(
+            base_id(recipe), named, about, cell=cell, recipe=recipe, asked=asked, spec=spec
+        )
+
+    def _run(self, known: str, named: Sequence[str], about: dict[str, Any], **more: Any) -> Run:
+        """The run of that id, in the folder that is there already, whatever it is called."""
+        runs = self.root.absolute() / "runs"
+        name = re.sub(r"[^A-Za-z0-9.+-]+", "_", "-".join(named))[:80]
+        return Run(
+            folder=next(iter(sorted(runs.glob(f"*-{known}"))), runs / f"{name}-{known}"),
+            evaluation=more["asked"].id,
+            label=more["cell"].label,
+            steps=about.get("planned", {}).get("steps", 0),
+            needs_gpu=needs_gpu(more["recipe"]),
+            id=known,
+            about={"format": 1, "id": known, **about},
+            **more,
+        )
 
     def _recipe(self, cell: Cell) -> Recipe:
         """The settings of a cell."""
@@ -190,7 +268,7 @@ class Planner:
             return spec.with_values(sources=(name,), general=ALL)
         return spec
 
-    def _reference(self, cell: Cell, key: str) -> tuple[Planned, Mixture]:
+    def _reference(self, cell: Cell, key: str) -> tuple[Run, Mixture]:
         """The run that `key` names: at the same point of the grid and with the same seed.
 
         Raises UserError where there is none, or its steps count and the sweep does not run it.
@@ -212,20 +290,24 @@ class Planner:
         rows = self.sweep.evaluate.general_rows
         return derived_cards.with_held_out(general_card(name), rows, self.cards) if rows else name
 
-    def _evaluation(self, spec: Spec, anchor: Any = None) -> Evaluation:
+    def _asked(self, spec: Spec, anchor: Any = None) -> Asked:
         tested = anchor or self.sweep.evaluate.anchor or spec.anchor
-        return self._asked(Spec(spec.card, anchor=str(tested)))
+        return self._asked_of(Spec(spec.card, anchor=str(tested)))
 
-    def _make_evaluation(self, asked: Spec) -> Evaluation:
-        wanted = self.sweep.evaluate
-        card = load_card(asked.card)
-        task_prompts(card, wanted.split, asked.anchor, wanted.rows)  # an anchor or rows too many
+    def _make_asked(self, spec: Spec) -> Asked:
+        """What is asked of models of that card and anchor. Raises UserError where there is no such
+        anchor, and for more rows than there are."""
+        wanted, card = self.sweep.evaluate, load_card(spec.card)
+        task = task_prompts(card, wanted.split, spec.anchor, wanted.rows)[1]
+        content = [prompts_sha256(task), answer_limit(card, wanted.max_new_tokens)]
         if wanted.general_rows:
-            asked = asked.with_values(sources=(self._held_out(self._first_source(card)),))
+            spec = spec.with_values(sources=(self._held_out(self._first_source(card)),))
+            content.append(prompts_sha256(foreign(wanted.retention_rows).questions))
+            content.append(pairs_sha256(general_rows([spec], card, wanted.general_rows)))
         # ids of earlier releases know nothing of these two
         unset = {key for key in ("shots", "learned") if not getattr(wanted, key)}
         options = wanted.model_dump(exclude={"anchor", *unset}, mode="json")
-        return Evaluation(str(asked), asked.anchor, options)
+        return Asked(str(spec), spec.anchor, options, hashed(content))
 
     def _first_source(self, card: Card) -> str:
         """The general card whose held-out rows all runs are measured on, whatever they train on."""
@@ -258,6 +340,28 @@ def make_plan(sweep: Sweep, root: Path, cards: Path | None = None) -> SweepPlan:
         except UserError as error:
             plan.refused.append((cell, error))
     return plan
+
+
+def _about(cell: Cell, recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
+    """What is kept of a run, without a path of this machine."""
+    schedule = plan(len(mixture), training_of(recipe))
+    rival = {"rival": cell.rival} if cell.rival else {}
+    meets = mixture.is_task.any() and not rival
+    return {
+        "spec": str(mixture.spec),
+        "seed": cell.seed,
+        "settings": {key: value for key, value in recipe.values.items() if key not in _FREE[:3]},
+        "mixture": asdict(facts(mixture)),
+        **rival,
+        "trained_tokens": 0 if rival else trained_tokens(mixture, schedule, recipe),
+        "planned": {
+            "steps": 0 if rival else schedule.steps,
+            "warmup_steps": schedule.warmup_steps,
+            "rows_per_step": schedule.training.rows_per_step,
+            "no_op": not rival and schedule.is_no_op,
+            "exposure": round(exposure(schedule, mixture.is_task).weight, 3) if meets else None,
+        },
+    }
 
 
 def facts(mixture: Mixture) -> Facts:

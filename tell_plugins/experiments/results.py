@@ -24,24 +24,23 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import Name, Shape, read_json, read_text
 from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, Saved, read_saved
-from tell_plugins.evaluation.elsewhere import LOSSES, SUM_FILES, Run
+from tell_plugins.evaluation.elsewhere import LOSSES, SUM_FILES
 from tell_plugins.evaluation.paper_numbers import Published, published
 from tell_plugins.evaluation.scoring import System, references, system_of
-from tell_plugins.experiments.planning import SweepPlan
+from tell_plugins.experiments.planning import BASE_METHOD, SweepPlan
 from tell_plugins.experiments.store import (
     EVAL_FOLDER,
     EVALUATED,
     FAILED,
     RUN,
     TRAINED,
-    PlannedBase,
+    Run,
     facts_in,
     failure,
 )
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
-BASE_METHOD = "base model"
 _DAMAGED = "restore the file, or remove the evaluation's folder and start the sweep again"
 
 
@@ -139,7 +138,7 @@ class Entry(Shape):
         return [saved for saved in self.saved if saved.settings.split != GENERAL]
 
     @cached_property
-    def general(self) -> list[Run]:
+    def general(self) -> list[elsewhere.Run]:
         """What was measured elsewhere: once, where anything was."""
         found = [saved.folder for saved in self.saved if saved.settings.split == GENERAL]
         return [elsewhere.read(folder, remedy=_DAMAGED) for folder in found]
@@ -286,34 +285,31 @@ def read_study(root: Path, path: Path, remedy: str) -> Study:
 def study_of(plan: SweepPlan, command: str) -> Study:
     """What is kept of a sweep for its report: which run each of its entries is."""
     sweep = plan.sweep
-    folders = {entry.id: entry.job.folder.name for entry in plan.entries}
     return Study(
         name=sweep.name,
         title=sweep.title,
         base_recipe=paths.shown(paths.user_path(sweep.base)),
         command=command,
-        metric=str(load_card(plan.entries[0].evaluation.card).metric),
+        metric=str(load_card(plan.entries[0].asked.card).metric),
         seeds=list(sweep.seeds),
         evaluate=_Asked(**sweep.evaluate.model_dump(mode="json")),
         plot=sweep.plot,
-        entries=[
-            Entry(
-                **_asked(entry),
-                method=entry.cell.method,
-                at=entry.cell.at,
-                seed=entry.cell.seed,
-                equal_steps=folders.get(entry.equal_steps or ""),
-                base=entry.base.job.folder.name,
-            )
-            for entry in plan.entries
-        ],
-        bases=[Entry(**_asked(base), at=base.at) for base in plan.bases],
+        entries=[_entry(run) for run in plan.entries],
+        bases=[_entry(base) for base in plan.bases],
     )
 
 
-def _asked(run: PlannedBase) -> dict[str, Any]:
-    evaluation = run.evaluation
-    return {"run": run.job.folder.name, "evaluation": evaluation.id, "card": evaluation.card}
+def _entry(run: Run) -> Entry:
+    return Entry(
+        run=run.folder.name,
+        evaluation=run.evaluation,
+        card=run.asked.card,
+        method=run.cell.method,
+        at=run.cell.at,
+        seed=run.cell.seed if run.base else None,
+        equal_steps=run.equal_steps.folder.name if run.equal_steps else None,
+        base=run.base.folder.name if run.base else None,
+    )
 
 
 def tell_left_out(root: Path, now: Study) -> None:

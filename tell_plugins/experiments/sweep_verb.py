@@ -8,6 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tell_plugins.core import paths
@@ -25,15 +26,7 @@ from tell_plugins.experiments.runner import (
     run_on_ray,
     slots,
 )
-from tell_plugins.experiments.store import (
-    Job,
-    Pace,
-    Planned,
-    PlannedBase,
-    other_answers,
-    pace,
-    prepare,
-)
+from tell_plugins.experiments.store import Job, Pace, Run, other_answers, pace
 from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.models import reported_flops, shape_of
 from tell_plugins.recipe.recipes import parse_flags
@@ -132,7 +125,7 @@ def do(
     with only_one(root, "sweep"):
         plan = make_plan(sweep, root)
         study = _check(plan, root, command)
-        everything = [prepare(run) for run in plan.everything]
+        everything = [run.prepare() for run in plan.everything]
         write_json(index_file(root, study), study.model_dump(mode="json"))
         if retry_failed:
             forget_failures(everything)
@@ -160,7 +153,7 @@ def _check(plan: SweepPlan, root: Path, command: str) -> Study:
     return study
 
 
-def _close(root: Path, everything: list[Job]) -> int:
+def _close(root: Path, everything: Sequence[Job]) -> int:
     """Say how the sweep ended; 1 when a run failed."""
     failed = [job for job in everything if not job.done]
     for job in failed:
@@ -190,7 +183,7 @@ def print_dry_run(plan: SweepPlan, root: Path, rate: float | None) -> None:
     print(table(header, rows, indent=""))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
-    left = [c for run, c in zip(plan.everything, costs, strict=True) if not run.job.done]
+    left = [c for run, c in zip(plan.everything, costs, strict=True) if not run.done]
     tokens, flops, seconds = map(sum, zip(*left, strict=True)) if left else (0, 0, 0)
     print(f"\n{len(rows)} runs, {len(left)} left{missing}", end="")
     print("" if math.isnan(tokens) else f": {tokens:,.0f} tokens to train", end="")
@@ -199,23 +192,26 @@ def print_dry_run(plan: SweepPlan, root: Path, rate: float | None) -> None:
     print(f"\ntime: {_time(seconds, took, source)}")
 
 
-def _costs(run: PlannedBase, took: Pace) -> tuple[float, float, float]:
+def _costs(run: Run, took: Pace) -> tuple[float, float, float]:
     """Tokens to train, the FLOPs that the Trainer will report of them, and seconds that are left;
     NaN where it is not known."""
-    tokens = math.nan if run.trained_tokens is None else float(run.trained_tokens)
+    counted = run.about.get("trained_tokens", 0)
+    tokens = math.nan if counted is None else float(counted)
     shape = shape_of(str(run.recipe.get("model")))
     unknown = math.nan if tokens else 0.0
-    return tokens, reported_flops(shape, tokens) if shape else unknown, took.left(run.job, tokens)
+    return tokens, reported_flops(shape, tokens) if shape else unknown, took.left(run, tokens)
 
 
-def _row(run: PlannedBase, costs: tuple[float, float, float], plan: SweepPlan) -> list[object]:
+def _row(run: Run, costs: tuple[float, float, float], plan: SweepPlan) -> list[object]:
     tokens, flops, seconds = costs
-    note, mixed = (_note(run, plan), run.facts.rows) if isinstance(run, Planned) else ("", 0)
-    exposure = "" if run.exposure is None else f"{run.exposure:.1f}"
+    exposure, note = run.planned.get("exposure"), _note(run, plan)
     time = "?" if math.isnan(seconds) else minutes(seconds) if seconds else ""
-    state = run.job.state + (f" ({note})" if note else "")
-    counts = [_number(number) for number in (mixed, run.steps, tokens, flops)]
-    return [run.label, *counts[:2], exposure, *counts[2:], time, state]
+    counts = [_number(number) for number in (run.facts.rows, run.steps, tokens, flops)]
+    shown = "" if exposure is None else f"{exposure:.1f}"
+    return [
+        *(run.label, *counts[:2], shown, *counts[2:], time),
+        run.state + (f" ({note})" if note else ""),
+    ]
 
 
 def _number(value: float) -> str:
@@ -233,11 +229,13 @@ def _time(seconds: float, took: Pace, source: str) -> str:
     return f"about {minutes(seconds)} one run after the other, at {rate}{unmeasured}"
 
 
-def _note(run: Planned, plan: SweepPlan) -> str:
-    notes = ["no-op: every step has learning rate 0"] if run.is_no_op else []
-    if run.exposure == 0 and not run.is_no_op:
+def _note(run: Run, plan: SweepPlan) -> str:
+    planned, notes = run.planned, []
+    if planned.get("no_op"):
+        notes.append("no-op: every step has learning rate 0")
+    elif planned.get("exposure") == 0:
         notes.append("no task row meets a learning rate above 0")
-    if run.steps and run.steps * run.plan.training.rows_per_step < run.facts.rows:
+    if run.steps and run.steps * planned["rows_per_step"] < run.facts.rows:
         notes.append(f"stops after {run.steps} steps")
     same = [e for e in plan.entries if (e.id, e.evaluation) == (run.id, run.evaluation)]
     twins = dict.fromkeys(e.cell.method for e in same if e.cell.key != run.cell.key)

@@ -37,7 +37,7 @@ from tell_plugins.experiments.runner import (
     run_here,
     slots,
 )
-from tell_plugins.experiments.store import Job, Pace, Planned, other_answers, pace, prepare
+from tell_plugins.experiments.store import Job, Pace, Run, other_answers, pace
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -134,7 +134,7 @@ class Trial:
         raise_all([error for cell, error in plan.refused if cell.method == OWN][:1])
         raise_all(list(other_answers(plan.everything)))
         self.gone = {cell.method: f"left out: {error.found}" for cell, error in plan.refused}
-        self.runs: dict[str, list[Planned]] = {n: [] for n in self.changes if n not in self.gone}
+        self.runs: dict[str, list[Run]] = {n: [] for n in self.changes if n not in self.gone}
         for planned in plan.entries:
             if planned.cell.method in self.runs:
                 self.runs[planned.cell.method].append(planned)
@@ -162,14 +162,14 @@ class Trial:
 
     def pace(self) -> Pace:
         """What a row and an evaluation take, as runs with the recipe's own settings tell."""
-        folders = [planned.job.folder for planned in self.runs[OWN]]
+        folders = [planned.folder for planned in self.runs[OWN]]
         return pace(folders, lambda run: run["mixture"]["rows"])
 
     def costs(self) -> Costs:
         """Estimated seconds of what is still to do of each run."""
         took = self.pace()
         return {
-            name: [took.left(planned.job, planned.facts.rows) / len(self.slots) for planned in runs]
+            name: [took.left(planned, planned.facts.rows) / len(self.slots) for planned in runs]
             for name, runs in self.runs.items()
         }
 
@@ -178,7 +178,7 @@ class Trial:
 
         Raises UserError where the recipe's own settings do not run.
         """
-        jobs = {name: [prepare(run) for run in self.runs[name][:parts]] for name in names}
+        jobs = {name: [run.prepare() for run in self.runs[name][:parts]] for name in names}
         self._finish([job for found in jobs.values() for job in found])
         failed = {
             name: paths.shown(next(job.folder for job in found if not job.done))
@@ -206,7 +206,7 @@ class Trial:
 
     def scaled(self, chosen: Result) -> list[Result]:
         """The result of the chosen runs, and of each smaller scale if there is time for it."""
-        jobs = [prepare(_at_scales(run)) for run in self.runs[chosen.name][: chosen.parts]]
+        jobs = [_at_scales(run).prepare() for run in self.runs[chosen.name][: chosen.parts]]
         evaluations = len(SCALES) * sum(not job.done for job in jobs)
         if evaluations * self.pace().asking / len(self.slots) > self.left():
             print("no time is left to judge smaller scales of the adapter")
@@ -219,10 +219,11 @@ class Trial:
         return [chosen, *results]
 
 
-def _at_scales(run: Planned) -> Planned:
+def _at_scales(run: Run) -> Run:
     """The same training, judged at the smaller scales."""
-    options = run.evaluation.options | {"scales": ",".join(map(str, SCALES))}
-    return replace(run, evaluation=replace(run.evaluation, options=options))
+    options = run.asked.options | {"scales": ",".join(map(str, SCALES))}
+    asked = replace(run.asked, options=options)
+    return replace(run, asked=asked, evaluation=asked.id)
 
 
 # --- rounds and budget ----------------------------------------------------------------------------

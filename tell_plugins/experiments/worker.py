@@ -138,6 +138,7 @@ class Worker:
         folder, run = job.eval_folder, facts_in(job.folder, RUN)
         options = read_json(folder / OPTIONS, dict[str, Any], AGAIN)
         adapter, anchor = options.pop("rival", "none"), options.pop("anchor", None)
+        options.pop("content", None)
         flags = {**options, "seeds": ",".join(map(str, options["seeds"])), "out": folder}
         if job.steps:
             if anchor not in (None, parse_spec(run["spec"]).anchor):
