@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.mixture import TASK, Mixture, build_mixture
-from tell_plugins.experiments import controls as controls_module
-from tell_plugins.experiments import sweep_verb
-from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
+from tell_plugins.experiments import sweep, sweep_verb
 from tell_plugins.experiments.planning import SweepPlan, make_plan
+from tell_plugins.experiments.results import load_studies
+from tell_plugins.experiments.sweep import CONTROLS, TELL, controls, meaning
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.schedule import plan, training_of
 from tests.conftest import write_rows
@@ -23,14 +22,14 @@ from tests.sweep_world import World, general_rows, task_rows, unrun_world
 
 
 def _plan(world: World, **changes: str) -> SweepPlan:
-    sweep = controls(
+    grid = controls(
         str(world.root / "tiny.yaml"),
         changes=changes,
         seeds=[42],
         evaluate={"general_rows": 4, "retention_rows": 4},
         flags={},
     )
-    plan = make_plan(sweep, world.root / "out")
+    plan = make_plan(grid, world.root / "out")
     assert plan.problems == []
     return plan
 
@@ -96,18 +95,15 @@ def test_general_rows_that_hold_test_queries(world):
     assert runs["TELL, test queries kept"].id != runs[TELL].id
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"task": "3rows"}, {"task": "15rows", "general": "1x"}, {"general": "33rows"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"task": "15rows", "general": "1x"}])
 def test_runs_at_equal_steps_are_planned_so(world, changes):
     plan = _plan(world, **changes)
-    tell = next(entry for entry in plan.entries if entry.cell.method == TELL)
     equal = [entry for entry in plan.entries if entry.equal_steps]
     assert len(equal) == 7
-    assert {entry.steps for entry in equal} == {tell.steps}
-    assert {entry.equal_steps.id for entry in equal} == {tell.id}
-    for entry in equal:  # `train` does not refuse them
-        found = inspect(entry.recipe).findings
+    for entry in equal:
+        assert entry.equal_steps.cell.method == TELL
+        assert entry.steps == entry.equal_steps.steps
+        found = inspect(entry.recipe).findings  # `train` does not refuse them
         assert ("tell-rows-unseen", "error") not in {(f.rule, f.severity) for f in found}
 
 
@@ -133,16 +129,14 @@ def test_the_grid_of_any_recipe_is_one_command(world, capsys):
 def test_the_options_of_the_grid_reach_what_is_asked(world):
     parser = argparse.ArgumentParser()
     sweep_verb.add_arguments(parser)
-    options = ["--rows", "7", "--general-rows", "4", "--batch-size", "3", "--seeds", "1,2"]
-    args = parser.parse_args(["--controls", str(world.root / "tiny.yaml"), *options])
+    options = "--seeds 1,2 --rows 7 --general-rows 4 --batch-size 3"
+    args = parser.parse_args(["--controls", str(world.root / "tiny.yaml"), *options.split()])
     args.flags = []
     grid = sweep_verb._sweep(args)
     assert grid.seeds == (1, 2)
     asked = grid.evaluate
     assert (asked.rows, asked.general_rows, asked.batch_size) == (7, 4, 3)
-    assert sweep_verb.command_of(args).endswith(
-        "--seeds 1,2 --rows 7 --general-rows 4 --batch-size 3"
-    )
+    assert sweep_verb.command_of(args).endswith(options)
 
 
 @pytest.mark.slow
@@ -153,28 +147,23 @@ def test_controls_for_real(tmp_path, monkeypatch, capsys):
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
     chosen = (TELL, "SFT, as in the paper", "TELL, random text")
-    monkeypatch.setattr(controls_module, "CONTROLS", {name: CONTROLS[name] for name in chosen})
+    monkeypatch.setattr(sweep, "CONTROLS", {name: CONTROLS[name] for name in chosen})
     out = world.root / "out"
     command = ["sweep", "--controls", str(recipe), "--general-rows", "4", "--retention-rows", "4"]
     assert cli.main([*command, "--jobs", "2", "--out", str(out)]) == 0
     assert "all 4 runs are done" in capsys.readouterr().out  # with the base model's answers
     assert cli.main(["report", str(out)]) == 0
-    steps = {}
-    for folder in (out / "runs").glob("tiny*"):
-        lines = (folder / "train" / "logging.jsonl").read_text().splitlines()
-        logged = [
-            json.loads(line) for line in lines if '"loss":' in line and "log_history" not in line
-        ]
-        steps[folder.name] = len(logged)
-    (index,) = (out / "sweeps").glob("*.json")
-    entries = json.loads(index.read_text())["entries"]
-    tell = next(entry["run"] for entry in entries if entry["method"] == TELL)
-    equal = [entry for entry in entries if entry["equal_steps"]]
-    assert [entry["method"] for entry in equal] == ["TELL, random text"]
-    assert {entry["equal_steps"] for entry in equal} == {tell}
-    assert {steps[entry["run"]] for entry in equal} == {steps[tell]} == {2}
-    (table,) = (out / "tables").glob("*_methods.md")
-    lines = [line for line in table.read_text().splitlines() if "no-op" in line]
-    assert [line.split("|")[1].strip() for line in lines] == ["SFT, as in the paper"]
+    steps = {
+        log.parents[1].name: sum(
+            '"loss":' in line and "log_history" not in line for line in log.open()
+        )
+        for log in (out / "runs").glob("tiny*/train/logging.jsonl")
+    }
+    (study,) = load_studies(out)
+    runs = {entry.method: entry for entry in study.runs}
+    random = runs["TELL, random text"]
+    assert [entry.method for entry in study.runs if entry.equal_steps] == [random.method]
+    assert random.equal_steps == runs[TELL].run
+    assert steps[random.run] == steps[runs[TELL].run] == 2
     page = (out / "report.html").read_text()
     assert "SFT, as in the paper: no-op." in page

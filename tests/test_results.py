@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.experiments.controls import CONTROLS
 from tell_plugins.experiments.planning import base_id, run_id
 from tell_plugins.experiments.results import BASE_METHOD, Study, load_studies
-from tell_plugins.experiments.sweep import RIVAL
+from tell_plugins.experiments.sweep import CONTROLS, RIVAL
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tests.conftest import PROJECT
 

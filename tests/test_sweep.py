@@ -226,20 +226,13 @@ def test_what_a_rival_is_asked(world):
 
 @pytest.mark.parametrize(("task", "general"), [(1, 47), (5, 9), (8, 1), (15, 24)])
 def test_repeated_task_rows_take_equal_steps(world, task, general):
-    plan = _plan(
-        world,
-        settings={"task": f"{task}rows"},
-        runs={
-            "TELL": {"general": f"{general}rows"},
-            "SFT": {"general": "0", "order": "even", "equal_steps": "TELL"},
-        },
-    )
-    tell, sft = plan.entries
+    """The last round is cut short, no earlier one: all rows are seen as often, or once less."""
+    sft = {"general": "0", "order": "even", "equal_steps": "TELL"}
+    runs = {"TELL": {"general": f"{general}rows"}, "SFT": sft}
+    tell, sft = _plan(world, settings={"task": f"{task}rows"}, runs=runs).entries
     assert sft.steps == tell.steps
     assert sft.equal_steps == tell
-    # the last round is cut short, no earlier one: every row is seen as often as any, or once less
-    mixture = build_mixture(sft.spec)
-    seen = mixture.row[: sft.steps * sft.planned["rows_per_step"]]
+    seen = build_mixture(sft.spec).row[: sft.steps * sft.planned["rows_per_step"]]
     counts = Counter(seen.tolist())
     assert len(counts) == task
     assert max(counts.values()) - min(counts.values()) <= 1
@@ -271,35 +264,29 @@ def test_every_model_has_its_base(world):
     assert len({base.label for base in plan.bases}) == 2
     study = study_of(plan, "")
     names = {base.run: base.at["model"] for base in study.bases}
-    assert len(names) == 2
-    for entry in study.entries:
-        assert names[entry.base or ""] == entry.at["model"]
+    assert [names[entry.base] for entry in study.entries] == [
+        entry.at["model"] for entry in study.entries
+    ]
 
 
 # --- cards that are made -------------------------------------------------------------------------
 
 
 def test_what_a_worker_asks_of_eval(world, monkeypatch):
-    runs: dict[str, Any] = {
-        "with": {},
-        "without": {"test_anchor": "none"},
-        "counting": {"rival": "words"},
-    }
+    anchors = {"without": {"test_anchor": "none"}, "counting": {"rival": "words"}}
     evaluate = {"general_rows": 4, "retention_rows": 4, "shots": 2}
-    plan = _plan(world, runs=runs, evaluate=evaluate)
+    plan = _plan(world, runs={"with": {}, **anchors}, evaluate=evaluate)
     asked: list[list[str]] = []
     monkeypatch.setattr(Worker, "call", lambda self, step, job, command, log: asked.append(command))
-    for run in [*plan.bases, *plan.runs]:
-        job = run.prepare()
-        write_json(job.folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"})
-        Worker({}, Event()).evaluate(job)
-    adapters = [command[command.index("--adapter") + 1] for command in asked]
-    assert [Path(name).name for name in adapters] == [
-        *("none", "checkpoint-3", "checkpoint-3", "words")
-    ]
+    for run in plan.everything:
+        write_json(
+            run.prepare().folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"}
+        )
+        Worker({}, Event()).evaluate(run)
+    adapters = [Path(command[command.index("--adapter") + 1]).name for command in asked]
+    assert adapters == ["none", "checkpoint-3", "checkpoint-3", "words"]
     assert all(command[command.index("--shots") + 1] == "2" for command in asked)
-    anchors = ["--anchor" in command and command[-1] for command in asked]
-    assert [bool(anchor) for anchor in anchors] == [False, False, True, False]
+    assert ["--anchor" in command for command in asked] == [False, False, True, False]
 
 
 def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world):
@@ -334,50 +321,29 @@ def test_held_out_rows_are_those_of_the_card_or_are_enough(world):
     assert "60 rows to be held out of 60" in message
 
 
-def test_general_only_holds_exactly_the_general_rows(world):
-    plan = _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}}, seeds=[3])
-    tell, general = (build_mixture(entry.spec) for entry in plan.entries)
-    assert sorted(derived_cards.general_rows_of(tell)) == sorted(
-        general.sources[-1].rows.all_texts()
-    )
+def test_what_is_made_of_the_general_rows_of_another(world):
+    """They alone; and in place of them random text that keeps lengths and words, nothing else."""
+    runs = {
+        "TELL": {},
+        "general": {"general_only": "TELL"},
+        "random": {"random_text": "TELL", "equal_steps": "TELL"},
+    }
+    entries = _plan(world, runs=runs, seeds=[3]).entries
+    tell, general, random = (build_mixture(entry.spec) for entry in entries)
+    rows = derived_cards.general_rows_of(tell)
     assert general.task is None
-
-
-def test_random_text_keeps_lengths_and_words_and_nothing_else(world):
-    plan = _plan(world, runs={"TELL": {}, "random": {"random_text": "TELL", "equal_steps": "TELL"}})
-    tell, random = (build_mixture(entry.spec) for entry in plan.entries)
-    before = derived_cards.general_rows_of(tell)
-    after = derived_cards.general_rows_of(random)
-    lengths = [[(len(q.split()), len(r.split())) for q, r in rows] for rows in (before, after)]
-    assert Counter(lengths[0]) == Counter(lengths[1])
-    words = [
-        Counter(w for pair in rows for text in pair for w in text.split())
-        for rows in (before, after)
-    ]
+    assert sorted(rows) == sorted(general.sources[-1].rows.all_texts())
+    made = derived_cards.general_rows_of(random)
+    lengths = [Counter((len(q.split()), len(r.split())) for q, r in part) for part in (rows, made)]
+    assert lengths[0] == lengths[1]
+    words = [Counter(" ".join(map(" ".join, part)).split()) for part in (rows, made)]
     assert words[0] == words[1]
-    assert not set(before) & set(after)
-    assert plan.entries[0].steps == plan.entries[1].steps
+    assert not set(rows) & set(made)
+    assert entries[0].steps == entries[2].steps
     rows = [("a b c", "d e"), ("f g", "h i j k")]
     once, again = (derived_cards.shuffled_words(rows, 1) for _ in range(2))
     assert once == again == [("b i k", "f c"), ("g e", "d h a j")]
     assert derived_cards.shuffled_words(rows, 2) != once
-
-
-def test_cards_of_other_sweeps_are_in_nobodys_way(world, monkeypatch):
-    """A run's recipe says which cards it needs by hand; a later sweep makes its own."""
-    first = world.root / "out" / "cards"
-    _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}})
-    named = os.pathsep.join([str(world.cards), str(first)])
-    monkeypatch.setenv("TELL_CARDS", named)
-    assert load_card("tiny_general_less4").folder.parent == first
-    sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
-    for out in (world.root / "out", world.root / "other"):
-        monkeypatch.setenv("TELL_CARDS", named)
-        assert _main("sweep", sweep, "--dry-run", "--out", str(out)) == 0
-        monkeypatch.setenv("TELL_CARDS", named)
-        plan = make_plan(load_sweep(sweep), out)
-        assert plan.problems == []
-        assert load_card("tiny_general_less4").folder.parent == out / "cards"
 
 
 # --- the listing ---------------------------------------------------------------------------------
@@ -458,23 +424,29 @@ def test_one_sweep_a_folder(world, capsys):
     assert "another sweep works in this folder" in capsys.readouterr().err
 
 
-def test_gpus_are_filled_one_run_each(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    found = runner.slots(None, needs_gpu=True, models=[])
-    assert found == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
-    assert len(runner.slots(1, needs_gpu=True, models=[])) == 1
-    said = message_of(runner.slots, 3, needs_gpu=True, models=[])
-    assert "3 runs at once and 2 GPUs" in said
+GPUS = [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
 
 
-def test_runs_on_a_cpu_share_its_cores(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize(
+    ("gpus", "threads", "jobs", "needs_gpu", "places"),
+    [
+        ("4,6", None, None, True, GPUS),
+        ("4,6", None, 1, True, GPUS[:1]),
+        ("4,6", None, 3, False, [{"OMP_NUM_THREADS": "2"}] * 3),
+        ("", None, 3, True, [{"OMP_NUM_THREADS": "2"}] * 3),
+        ("", "5", 3, False, [{}] * 3),
+    ],
+)
+def test_what_each_run_sees_of_the_machine(monkeypatch, gpus, threads, jobs, needs_gpu, places):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr(runner, "cores", lambda: 8)
-    for needs_gpu in (True, False):
-        assert runner.slots(3, needs_gpu=needs_gpu, models=[]) == [{"OMP_NUM_THREADS": "2"}] * 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert runner.slots(3, needs_gpu=False, models=[]) == [{}] * 3
+    assert runner.slots(jobs, needs_gpu=needs_gpu, models=[]) == places
+    if places == GPUS:
+        said = message_of(runner.slots, 3, needs_gpu=True, models=[])
+        assert "3 runs at once and 2 GPUs" in said
 
 
 def test_on_a_cpu_there_is_a_run_a_core_as_far_as_memory_goes(monkeypatch, tmp_path):
@@ -512,13 +484,6 @@ def test_no_gpu_has_two_runs_at_once(tmp_path, monkeypatch):
         mine = sorted((start, end) for name, start, end in spans if name == gpu)
         assert len(mine) >= 2
         assert all(first[1] <= second[0] for first, second in pairwise(mine))
-
-
-def test_jobs_that_share_a_run_are_done_one_after_the_other(tmp_path):
-    first = Job(tmp_path / "a", "one", "a", 1, False)
-    second = Job(tmp_path / "b", "one", "b", 1, False)
-    third = Job(tmp_path / "a", "two", "a", 1, False)
-    assert runner.by_folder([first, second, third]) == [[first, third], [second]]
 
 
 class _Ray:

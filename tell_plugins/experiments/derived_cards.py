@@ -31,7 +31,6 @@ from tell_plugins.evaluation.prompts import HELD_OUT_SPLIT
 from tell_plugins.evaluation.scorers.label import closed_labels
 
 _FORMAT = 1  # raised when a card of the same name would hold other rows
-_MADE = "made by an experiment from"  # how the `source` line of such a card begins
 _HELD_OUT_SEED = 42  # the held-out rows are the same for every run, whatever its seed
 
 Pair = tuple[str, str]
@@ -115,7 +114,7 @@ def of_general_rows(mixture: Mixture, folder: Path, *, shuffled: bool = False) -
     counts, every word its frequency; nothing that makes sense is left. It is the control of arXiv
     2411.07175, which tells what further steps and regularisation do from what knowledge does.
     """
-    rows = general_rows_of(mixture)
+    rows, seed = general_rows_of(mixture), mixture.spec.seed
     cards = [source.card for source in mixture.sources if source.role == GENERAL]
     if not rows:
         raise UserError(
@@ -123,19 +122,18 @@ def of_general_rows(mixture: Mixture, folder: Path, *, shuffled: bool = False) -
             where=str(mixture.spec),
             remedy="give the recipe general data, or --general",
         )
-    kind, what = "only", "The general rows of one mixture, alone"
-    if shuffled:
-        kind, what = "random", "Shuffled words in the shape of rows"
+    kind = "random" if shuffled else "only"
     content = hashlib.sha256("".join(map(json.dumps, rows)).encode()).hexdigest()
-    made_from = [kind, content, str(mixture.spec.seed)]
+    made_from = [kind, content, str(seed)]
     names = "_".join(card.name for card in cards)
+    what = "Shuffled words in the shape of" if shuffled else "Of one mixture, alone:"
     return _write(
         folder,
         f"{names}_{kind}_{_digest(made_from)[:8]}",
         made_from=made_from,
-        summary=f"{what} ({len(rows)} rows of {names}).",
+        summary=f"{what} {len(rows)} rows of {names}.",
         card=max(cards, key=lambda card: card.columns.history is not None),
-        splits={"train": shuffled_words(rows, mixture.spec.seed) if shuffled else rows},
+        splits={"train": shuffled_words(rows, seed) if shuffled else rows},
     )
 
 
@@ -151,20 +149,11 @@ def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def use(folder: Path) -> None:
-    """Let the cards in a folder be found, by what this process starts too, after the user's.
-
-    Folders of cards that other sweeps made are left out: this sweep makes its own, and two cards
-    of one name would be in each other's way.
-    """
+    """Let the cards in a folder be found, by what this process starts too, after the user's."""
     own = str(paths.user_path(folder).resolve())
-    parts = [part for part in os.environ.get("TELL_CARDS", "").split(os.pathsep) if part]
-    kept = [part for part in parts if part != own and not _of_a_sweep(paths.user_path(part))]
+    parts = os.environ.get("TELL_CARDS", "").split(os.pathsep)
+    kept = [part for part in parts if part not in ("", own)]
     os.environ["TELL_CARDS"] = os.pathsep.join([*kept, own])
-
-
-def _of_a_sweep(folder: Path) -> bool:
-    texts = [card.read_text("utf-8", "replace") for card in folder.glob("*/card.yaml")]
-    return bool(texts) and all(f"\nsource: {_MADE} " in text for text in texts)
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -188,7 +177,7 @@ def _write(
         "kind": GENERAL,
         "summary": summary,
         "licence": card.licence,
-        "source": f"{_MADE} {card.name}, key {_digest(made_from)}",
+        "source": f"made by an experiment from {card.name}, key {_digest(made_from)}",
         "columns": {"query": "query", "response": "response"} | earlier,
         "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
         **(keys or {}),

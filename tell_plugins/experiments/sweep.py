@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -34,12 +35,13 @@ from pydantic import (
 )
 
 from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import Problems, UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
+from tell_plugins.evaluation import rivals
 from tell_plugins.evaluation.paper_numbers import published
-from tell_plugins.evaluation.rivals import RIVALS
-from tell_plugins.recipe.recipes import as_list
+from tell_plugins.recipe.recipes import as_list, load_recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
 
@@ -71,6 +73,11 @@ RIVAL, TEST_ANCHOR = "rival", "test_anchor"
 # what a method may set beside keys of the dataset string and of ms-swift: the task; what answers
 # without training; the anchor that it is tested with, in place of the one that it trained with
 OWN_KEYS = ("card", RIVAL, TEST_ANCHOR, *DERIVED)
+TELL = "TELL"
+# name -> what it `sets`, and what it `tells`
+CONTROLS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("controls.yaml").read_text(encoding="utf-8")
+)
 SPEC_KEYS = tuple(key for key in KEYS if key != "seed")
 _OWN = {  # keys that the sweep sets itself, and how a user sets them
     "seed": "list it under 'seeds' (with --controls: --seeds 42,43)",
@@ -139,7 +146,7 @@ class Plot(_Strict):
     """How the report draws the sweep."""
 
     x: Literal["task_tokens", "task_rows", "general_tokens", "general_rows"] | None = None
-    reference: Text = "TELL"  # what every other method is compared with
+    reference: Text = TELL  # what every other method is compared with
     paper: Text | None = None  # published points that belong to it, see `published`
 
 
@@ -295,6 +302,53 @@ def make_sweep(
     return sweep
 
 
+# --- the controls that tell what TELL's gain is made of, as a grid for any recipe -----------------
+
+
+def controls(
+    recipe: str,
+    *,
+    changes: Mapping[str, Any],
+    seeds: list[int],
+    evaluate: Mapping[str, Any],
+    flags: Mapping[str, Any],
+) -> Sweep:
+    """The control grid of a recipe.
+
+    Args:
+        changes: keys of the dataset string that replace the recipe's (`task`, `general`, `from`).
+        evaluate: what is asked, as under `evaluate` in a sweep file.
+        flags: keys of ms-swift that replace the recipe's.
+    """
+    base = load_recipe(recipe)
+    card, where = load_card(base.spec.card), f"controls of {paths.shown(base.path)}"
+    amounts = [str(value).replace("+", "_") for value in changes.values()]
+    shown = ", ".join(f"{key}={value}" for key, value in changes.items())
+    fitting = {
+        method: {**changes, **control["sets"]}
+        for method, control in CONTROLS.items()
+        if RIVAL not in control["sets"]
+        or (card.kind == "task" and rivals.fits(control["sets"][RIVAL], card))
+    }
+    raw = {
+        "title": f"Controls of {base.name}" + (f" ({shown})" if shown else ""),
+        "base": str(base.path),
+        "runs": fitting,
+        "seeds": seeds,
+        "evaluate": dict(evaluate),
+        "plot": {"reference": TELL},
+    }
+    return make_sweep(raw, "_".join(["controls", base.name, *amounts]), where, flags)
+
+
+def meaning(method: str) -> str:
+    """What a control tells, "" for a method that is none."""
+    return str(CONTROLS.get(method, {}).get("tells", ""))
+
+
+# --- what is wrong with a sweep -------------------------------------------------------------------
+
+
 def _wrong_flags(flags: Mapping[str, Any]) -> Iterator[UserError]:
     swift = set(swift_keys().keys)
     for key in flags:
@@ -320,8 +374,8 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             elif key in DERIVED:
                 yield from _wrong_reference(sweep, group, str(value), f"{where}, key '{key}'")
             elif key == RIVAL:
-                wrong = (name for name in as_list(value) if name not in RIVALS)
-                yield from (unknown("rival", str(name), RIVALS, where) for name in wrong)
+                wrong = (name for name in as_list(value) if name not in rivals.RIVALS)
+                yield from (unknown("rival", str(name), rivals.RIVALS, where) for name in wrong)
 
 
 def _wrong_reference(

@@ -15,7 +15,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, above_zero, raise_all
 from tell_plugins.core.state_files import only_one, write_json
 from tell_plugins.evaluation import options
-from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import Study, index_file, study_of, tell_left_out
 from tell_plugins.experiments.runner import (
@@ -27,7 +26,7 @@ from tell_plugins.experiments.runner import (
     slots,
 )
 from tell_plugins.experiments.store import Job, Pace, Run, other_answers, pace
-from tell_plugins.experiments.sweep import Sweep, load_sweep
+from tell_plugins.experiments.sweep import Sweep, controls, load_sweep
 from tell_plugins.recipe.models import reported_flops, shape_of
 from tell_plugins.recipe.recipes import parse_flags
 from tell_plugins.recipe.tables import table

@@ -11,7 +11,6 @@ from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES
 from tell_plugins.evaluation.grids import POINTS, Record
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
-from tell_plugins.experiments.controls import meaning
 from tell_plugins.experiments.outcome import (
     Entries,
     Group,
@@ -21,6 +20,7 @@ from tell_plugins.experiments.outcome import (
     frequent_label,
 )
 from tell_plugins.experiments.results import Entry, Study
+from tell_plugins.experiments.sweep import meaning
 
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
 # columns for machines, and those that a reader looks at last: what a note says is in the note
