@@ -232,7 +232,7 @@ def test_sharing_heads_on_a_cpu_changes_nothing_but_the_speed(model):
     from transformers import AutoModelForCausalLM
     from transformers.integrations import sdpa_attention
 
-    from tell_plugins.bridge.cpu import share_heads
+    from tell_plugins.bridge.patches import share_heads
 
     share_heads()
     shared = sdpa_attention.use_gqa_in_sdpa

@@ -7,9 +7,11 @@ import pytest
 from tests.conftest import printed_by
 
 _RAISE = """
-from tell_plugins.bridge import _install_excepthook
+import sys
+from tell_plugins.bridge import _show
+from tell_plugins.bridge.patches import patch
 from tell_plugins.core.errors import MachineError, UserError
-_install_excepthook()
+patch(sys, "excepthook", _show)
 raise {error}
 """
 

@@ -206,7 +206,7 @@ def test_rows_in_another_order(begin, mixture):
 
 def test_rows_tokenised_late_must_not_be_replaced(begin, mixture):
     rows = _rows(mixture)
-    with pytest.raises(UserError, match="would be replaced by another") as caught:
+    with pytest.raises(UserError, match="would be exchanged") as caught:
         begin(_loader(rows, strict=False))
     assert "strict: true" in str(caught.value.remedy)
     begin(_loader(rows, strict=True))

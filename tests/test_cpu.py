@@ -3,7 +3,7 @@
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from tell_plugins.bridge import cpu
+from tell_plugins.bridge import patches
 from tests.random_models import SMALL, random_model
 
 
@@ -14,7 +14,7 @@ def test_the_head_reads_a_tensor_in_one_piece():
     asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     asked["generation_config"] = GenerationConfig(max_new_tokens=12, pad_token_id=0)
     expected = model.generate(**asked)
-    cpu.pack_before_head(model)
+    patches.pack_before_head(model)
     model.lm_head.register_forward_hook(lambda _, given, __: seen.append(given[0].is_contiguous()))
     assert torch.equal(model.generate(**asked), expected)
     assert set(seen) == {True}

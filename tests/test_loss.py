@@ -204,7 +204,7 @@ def test_rows_stay_apart_where_a_line_would_be_another_loss(bench):
         if not any(getattr(module, "p", 0) for module in made.model.modules()):
             made.model.config.use_sliding_window = True
         batch = made.template.data_collator([made.encode(row) for row in ROWS])
-        assert made.trainer.compute_loss_func._pack(dict(batch)) is None
+        assert not made.trainer.compute_loss_func._packs(dict(batch))
 
 
 def test_by_token_is_another_loss(bench):

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import sys
-from types import TracebackType
 from typing import Any
 
 from tell_plugins.core.cards import card_names
@@ -28,14 +27,16 @@ from tell_plugins.core.spec import PREFIX
 
 def register() -> None:
     """Register every card with ms-swift, the callback with the trainer, and the patches."""
+    from swift.arguments import BaseArguments
     from transformers import trainer
 
     from tell_plugins.bridge import patches
     from tell_plugins.bridge.callback import TellCallback
     from tell_plugins.bridge.templates import bring_anchors
 
-    _install_excepthook()
-    _check_arguments()
+    patches.patch(sys, "excepthook", _show)
+    # ms-swift calls it after it has imported the plugins, those of the first arguments as well
+    patches.patch(BaseArguments, "_init_model_kwargs", _check_arguments)
     _register_cards()
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
@@ -66,50 +67,32 @@ def _register_cards() -> None:
         DATASET_MAPPING[key] = DATASET_MAPPING.pop(key)
 
 
-def _check_arguments() -> None:
+def _check_arguments(original: Any, args: Any) -> None:
     """Let ms-swift's commands refuse wrong dataset strings and settings, before a model is loaded.
 
-    They come from the command line, from `--config` or from a notebook. ms-swift calls this method
-    after it has imported the plugins, those of the first arguments as well.
+    They come from the command line, from `--config` or from a notebook.
     """
-    from swift.arguments import BaseArguments, SftArguments
+    from swift.arguments import SftArguments
 
     from tell_plugins.bridge.loader import forget_mixtures
     from tell_plugins.bridge.mixed_use import refuse_arguments
-    from tell_plugins.bridge.patches import patch
 
-    def changed(original: Any) -> Any:
-        def checked(self: Any) -> None:
-            refuse_arguments(self)
-            _register_cards()  # a card may be younger than the process
-            if isinstance(self, SftArguments):
-                forget_mixtures()  # of a training that was stopped: a notebook begins another
-            original(self)
-
-        return checked
-
-    patch(BaseArguments, "_init_model_kwargs", changed)
+    refuse_arguments(args)
+    _register_cards()  # a card may be younger than the process
+    if isinstance(args, SftArguments):
+        forget_mixtures()  # of a training that was stopped: a notebook begins another
+    original(args)
 
 
-def _install_excepthook() -> None:
+def _show(original: Any, kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Show a user's mistake, or the machine's, as one message; else the traceback stays.
 
     The process ends with 2 after a fault of the machine; with 1 after all others, ms-swift's own
     among them, as Python does.
     """
-    from tell_plugins.bridge.patches import patch
-
-    def changed(previous: Any) -> Any:
-        def hook(
-            kind: type[BaseException], error: BaseException, trace: TracebackType | None
-        ) -> None:
-            if isinstance(error, (UserError, MachineError)) and not os.environ.get("TELL_DEBUG"):
-                print(f"\n{error}", file=sys.stderr)
-            else:
-                previous(kind, error, trace)
-            if isinstance(error, MachineError):
-                raise SystemExit(2)  # from a hook this sets the exit code
-
-        return hook
-
-    patch(sys, "excepthook", changed)
+    if isinstance(error, (UserError, MachineError)) and not os.environ.get("TELL_DEBUG"):
+        print(f"\n{error}", file=sys.stderr)
+    else:
+        original(kind, error, trace)
+    if isinstance(error, MachineError):
+        raise SystemExit(2)  # from a hook this sets the exit code

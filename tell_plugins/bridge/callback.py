@@ -18,7 +18,7 @@ from tell_plugins.core.spec import weighting
 from tell_plugins.core.state_files import cached_json, read_json, write_json
 
 logger = get_logger()
-ARGS = "args.json"
+_ARGS = "args.json"
 
 
 class TellCallback(TrainerCallback):
@@ -31,7 +31,7 @@ class TellCallback(TrainerCallback):
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
             write_facts(trained_on[0], Path(args.output_dir), _weighting(args))
-            make_paths_absolute(Path(args.output_dir) / ARGS)
+            _make_paths_absolute(Path(args.output_dir) / _ARGS)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if trained_on and state.is_world_process_zero:
@@ -42,32 +42,31 @@ class TellCallback(TrainerCallback):
         forget_mixtures()  # a notebook may train again
 
 
-def make_paths_absolute(file: Path) -> None:
+def _weighting(args: Any) -> str:
+    return weighting(getattr(args, "loss_type", None))
+
+
+def _make_paths_absolute(file: Path) -> None:
     """Write out the paths in a run's `args.json`, of which ms-swift copies one into checkpoints.
 
     A recipe names plugin and model from the project's root; `swift infer --adapters DIR` reads the
     names again, in whatever folder it is called.
     """
     saved = cached_json(file, dict[str, Any], foreign=True)
-    if saved is None:
-        return
-    for key in ("external_plugins", "custom_register_path", "model"):
+    for key in ("external_plugins", "custom_register_path", "model") if saved else ():
         value = saved.get(key)
         if isinstance(value, list):
             saved[key] = [_absolute(part) for part in value]
         elif value is not None:
             saved[key] = _absolute(value)
-    write_json(file, saved)
+    if saved:
+        write_json(file, saved)
 
 
 def _absolute(name: str) -> str:
     """A file or folder of this machine by its whole path; a hub's id stays one."""
     path = Path(os.path.expanduser(name))
     return os.path.abspath(path) if path.exists() else name
-
-
-def _weighting(args: Any) -> str:
-    return weighting(getattr(args, "loss_type", None))
 
 
 # what decides which rows a step holds: ms-swift's name in args.json, and the trainer's
@@ -89,16 +88,14 @@ def _check_resumed(args: Any, mixture: Mixture) -> None:
         return
     remedy = "remove the file: then nothing says which mixture that run began with"
     began = read_json(Path(named) / MANIFEST, Manifest, remedy) or {}
-    saved = cached_json(Path(named) / ARGS, dict[str, Any], foreign=True) or {}
+    saved = cached_json(Path(named) / _ARGS, dict[str, Any], foreign=True) or {}
     pairs = {name: (saved.get(key), getattr(args, name, None)) for key, name in _BATCHES.items()}
     if began.get("hash") not in (None, mixture.hash):
         pairs["mixture"] = began.get("spec"), str(mixture.spec)
         pairs["rows and anchor of hash"] = began["hash"], mixture.hash
     if began:  # an older manifest says neither weighting nor kl
-        pairs |= {
-            "kl": (began.get("kl", 0), mixture.spec.kl),
-            "the same weight for each": (began.get("weighting", "token"), _weighting(args)),
-        }
+        weighed = began.get("weighting", "token"), _weighting(args)
+        pairs |= {"kl": (began.get("kl", 0), mixture.spec.kl), "the same weight for each": weighed}
     for name, (then, now) in pairs.items():
         if None not in (then, now) and then != now:
             raise UserError(
@@ -116,25 +113,18 @@ def _check_rows(loader: Any, mixture: Mixture) -> None:
     served = getattr(data, "dataset", data)
     if served is None or "channel" not in served.column_names:
         return
-    if not getattr(data, "strict", True) and "lengths" not in served.column_names:
-        raise UserError(
-            "rows are tokenised as they come, and one over max_length would be replaced by another",
-            where="recipe",
-            remedy="strict: true, or lazy_tokenize: false",
-        )
     channels, expected = list(served["channel"]), mixture.channels
-    left = iter(expected)
-    if not all(channel in left for channel in channels):
-        raise UserError(
-            "the rows do not come in the mixture's order, or others follow",
-            where="recipe",
-            remedy="dataset_shuffle: false, split_dataset_ratio: 0, and no other data set",
-        )
+    left, problem = iter(expected), None
+    if not getattr(data, "strict", True) and "lengths" not in served.column_names:
+        problem = "rows are tokenised as they come, and one over max_length would be exchanged"
+        remedy = "strict: true, or lazy_tokenize: false"
+    elif not all(channel in left for channel in channels):
+        problem = "the rows do not come in the mixture's order, or others follow"
+        remedy = "dataset_shuffle: false, split_dataset_ratio: 0, and no other data set"
+    elif lost := expected.count(TASK) - channels.count(TASK):
+        problem = f"{lost} scarce task rows are longer than max_length and were dropped"
+        remedy = "raise max_length, or see `./run.sh check`; 'strict: true' stops earlier"
+    if problem:
+        raise UserError(problem, where="recipe", remedy=remedy)
     if lost := len(expected) - len(channels):
         logger.warning(f"{lost} rows over max_length were dropped by ms-swift")
-    if lost := expected.count(TASK) - channels.count(TASK):
-        raise UserError(
-            f"{lost} scarce task rows are longer than max_length and were dropped",
-            where="recipe",
-            remedy="raise max_length, or see `./run.sh check`; 'strict: true' stops earlier",
-        )

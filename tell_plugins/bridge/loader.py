@@ -41,9 +41,13 @@ class TellLoader(DatasetLoader):
         text = dataset_syntax.dataset
         if dataset_syntax.subsets:
             text += ":" + "/".join(dataset_syntax.subsets)
-        self._mixture = build_mixture(parse_spec(text))
-        logger.info(f"TELL mixture {self._mixture.spec}: {_described(self._mixture)}")
-        return load_mixture(self._mixture)
+        mixture = self._mixture = build_mixture(parse_spec(text))
+        parts = [
+            f"{len(source.used) * source.repeat} {source.role} rows of {source.card.name}"
+            for source in mixture.sources
+        ]
+        logger.info(f"TELL mixture {mixture.spec}: {', '.join(parts)}; hash {mixture.hash[:16]}")
+        return load_mixture(mixture)
 
     def post_process(self, train_dataset: Any, **kwargs: Any) -> Any:
         mixture = getattr(self, "_mixture", None)
@@ -51,15 +55,6 @@ class TellLoader(DatasetLoader):
             validates = kwargs.get("split_dataset_ratio") == 1
             (validated_on if validates else trained_on).append(mixture)
         return super().post_process(train_dataset, **kwargs)
-
-
-def _described(mixture: Mixture) -> str:
-    """One line: rows by source, and the hash."""
-    parts = [
-        f"{len(source.used) * source.repeat} {source.role} rows of {source.card.name}"
-        for source in mixture.sources
-    ]
-    return f"{', '.join(parts)}; hash {mixture.hash[:16]}"
 
 
 def load_mixture(mixture: Mixture) -> Dataset:
@@ -78,9 +73,7 @@ def load_mixture(mixture: Mixture) -> Dataset:
 
 def _forget_old(folder: Path) -> None:
     oldest = time.time() - _KEEP_DAYS * 86400
-    for path in folder.glob("*"):
-        if path.suffix == ".lock":
-            continue  # somebody may hold it
+    for path in folder.glob("*.arrow"):  # somebody may hold a lock
         with contextlib.suppress(FileNotFoundError):  # another process forgets as well
             if path.stat().st_mtime < oldest:
                 path.unlink()

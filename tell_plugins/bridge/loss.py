@@ -15,7 +15,6 @@ direction punishes the trained model wherever the base has probability and it ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,28 +40,23 @@ def register_loss() -> None:
     loss_map[LOSS_TYPE] = TellLoss
 
 
-@dataclass
-class _Pass:
-    """What a forward pass was given, which ms-swift does not tell a loss.
-
-    `inputs` is the trainer's own dict: when the loss is called, it holds what the model got.
-    """
-
-    inputs: dict[str, Any]
-    channels: list[str | None] | None
-    positions: Tensor | None
-    line: packing.Line | None  # the rows, where they were put into one line
-
-
 class TellLoss(BaseLoss):
-    """Cross-entropy of taught rows and KL(base || trained) of held rows, by rows."""
+    """Cross-entropy of taught rows and KL(base || trained) of held rows, by rows.
+
+    What a forward pass is given, ms-swift does not tell a loss, so the trainer's `compute_loss`
+    leaves it here for as long as it runs: the trainer's own dict, which holds what the model gets;
+    the channel of each row; and the line that a padded batch was put into, if it was.
+    """
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__(args, trainer)
         # ms-swift would compute the cross-entropy of all rows a second time for its curves
         self._curves = args.enable_channel_loss
         args.enable_channel_loss = False
-        self._pass: _Pass | None = None
+        self._inputs: dict[str, Any] = {}
+        self._channels: list[str | None] | None = None
+        self._positions: Tensor | None = None
+        self._line: packing.Line | None = None
         trainer.get_batch_samples = self._counting_rows(trainer.get_batch_samples)
         trainer.compute_loss = self._remembering(trainer.compute_loss)
 
@@ -83,11 +77,11 @@ class TellLoss(BaseLoss):
         """
         targets = labels.roll(-1, dims=-1).to(outputs.logits.device)
         rows = self._row_of_each_position(targets)
-        channels = self._given().channels or [None] * (int(rows.max()) + 1)
+        channels = self._channels or [None] * (int(rows.max()) + 1)
         held = torch.tensor([self.kl > 0 and _is_general(name) for name in channels])
         held = held.to(targets.device)
 
-        base = self._as_base(self._given().inputs) if held.any() else None
+        base = self._as_base() if held.any() else None
         values: Tensor = _TokenLosses.apply(outputs.logits, targets, held[rows], base)
         asked = targets != _NO_LABEL
         if self._curves:
@@ -113,8 +107,7 @@ class TellLoss(BaseLoss):
             batches, items = original(*args, **kwargs)
             if items is None:
                 return batches, items
-            rows = torch.stack([_rows_with_an_answer(batch) for batch in batches]).sum()
-            rows = rows.to(self.args.device)
+            rows = torch.tensor(sum(map(_rows_with_an_answer, batches)), device=self.args.device)
             if self.args.average_tokens_across_devices:
                 rows = self.trainer.accelerator.gather(rows).sum()
             return batches, rows
@@ -132,27 +125,34 @@ class TellLoss(BaseLoss):
         ) -> Any:
             if self.kl:
                 _refuse_spread(self.trainer)
-            positions = _positions(inputs)
-            self._pass = _Pass(inputs, inputs.get("channel"), positions, self._pack(inputs))
+            self._inputs, self._channels = inputs, inputs.get("channel")
+            self._positions = _positions(inputs)
+            self._line = self._pack(inputs) if self._packs(inputs) else None
             rows = num_items_in_batch if model.training else None
             try:
                 return original(model, inputs, return_outputs, rows)
             finally:
-                self._pass = None
+                self._inputs, self._line = {}, None
 
         return compute_loss
 
-    def _pack(self, inputs: dict[str, Any]) -> packing.Line | None:
-        """Put the rows of a padded batch into one line, in place; None where they stay as they are.
+    def _packs(self, inputs: dict[str, Any]) -> bool:
+        """Whether a padded batch is put into one line.
 
         On a CPU alone: a GPU's kernels know other masks, and its batches are better padded.
         """
-        if not self._packs(inputs):
-            return None
+        if not {"input_ids", "attention_mask", "labels"} <= set(inputs) <= {*_PADDED, *_KNOWN}:
+            return False
+        model, ids = self.trainer.model, inputs["input_ids"]
+        dropped = any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+        plain = ids.device.type == "cpu" and len(ids) > 1 and not self.trainer.template.padding_free
+        return plain and not dropped and packing.fits(model)
+
+    def _pack(self, inputs: dict[str, Any]) -> packing.Line:
+        """Put the rows of a padded batch into one line, in place."""
         ids, mask, labels = (inputs[key] for key in ("input_ids", "attention_mask", "labels"))
-        labels = torch.nn.functional.pad(
-            labels, (ids.shape[1] - labels.shape[1], 0), value=_NO_LABEL
-        )
+        short = ids.shape[1] - labels.shape[1]
+        labels = torch.nn.functional.pad(labels, (short, 0), value=_NO_LABEL)
         rows = [
             packing.Row(row[seen].tolist(), (asked[seen] != _NO_LABEL).tolist())
             for row, seen, asked in zip(ids, mask.bool(), labels, strict=True)
@@ -163,38 +163,25 @@ class TellLoss(BaseLoss):
         inputs.update(line.inputs, labels=line.targets.roll(1)[None])
         return line
 
-    def _packs(self, inputs: dict[str, Any]) -> bool:
-        if not {"input_ids", "attention_mask", "labels"} <= set(inputs) <= {*_PADDED, *_KNOWN}:
-            return False
-        model, ids = self.trainer.model, inputs["input_ids"]
-        dropped = any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
-        plain = ids.device.type == "cpu" and len(ids) > 1 and not self.trainer.template.padding_free
-        return plain and not dropped and packing.fits(model)
-
     def _row_of_each_position(self, targets: Tensor) -> Tensor:
         """(batch, positions): the row that each position belongs to, counted from 0."""
-        given = self._given()
-        if given.line is not None:
-            return given.line.row_of[None]
+        if self._line is not None:
+            return self._line.row_of[None]
         if not self.trainer.template.padding_free:
             return torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
-        kept = given.inputs.get("logits_to_keep")
-        borders = self.trainer.get_cu_seqlens(given.positions, kept).to(targets.device)
+        kept = self._inputs.get("logits_to_keep")
+        borders = self.trainer.get_cu_seqlens(self._positions, kept).to(targets.device)
         rows = torch.arange(len(borders) - 1, device=targets.device)
         return rows.repeat_interleave(borders.diff()).view_as(targets)
 
-    def _given(self) -> _Pass:
-        assert self._pass is not None
-        return self._pass
-
-    def _as_base(self, inputs: dict[str, Any]) -> Tensor:
+    def _as_base(self) -> Tensor:
         """The logits of the model without its adapter."""
         model = self.trainer.model  # not as wrapped for several processes: those need not agree
         training = model.training
         model.eval()
         try:
             with torch.no_grad(), model.disable_adapter():
-                logits: Tensor = model(**inputs).logits
+                logits: Tensor = model(**self._inputs).logits
                 return logits
         finally:
             model.train(training)
@@ -216,14 +203,14 @@ def _positions(inputs: dict[str, Any]) -> Tensor | None:
     return inputs.get("position_ids") if found is None else found
 
 
-def _rows_with_an_answer(batch: dict[str, Any]) -> Tensor:
+def _rows_with_an_answer(batch: dict[str, Any]) -> int:
     """How many rows of a collated batch have an answer; rows put end to end count each."""
     asked = batch["labels"][:, 1:] != _NO_LABEL
     positions = _positions(batch)
     if len(asked) > 1 or positions is None:
-        return asked.any(dim=1).sum()
+        return int(asked.any(dim=1).sum())
     starts = (positions.reshape(-1, positions.shape[-1])[-1] == 0).cumsum(0)
-    return starts[1:][asked[0]].unique().numel() * torch.ones((), dtype=torch.long)
+    return starts[1:][asked[0]].unique().numel()
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -296,9 +283,4 @@ def _chunk_gradients(logits: Tensor, target: Tensor, held: Tensor, before: Tenso
 def _refuse_spread(trainer: Any) -> None:
     """Raise UserError where the base model is in parts; a file may have told DeepSpeed so."""
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-        raise UserError(
-            mixed_use.SPREAD,
-            where="recipe",
-            allowed="plain data parallel processes, DeepSpeed ZeRO 1 and 2",
-            remedy=mixed_use.SPREAD_REMEDY,
-        )
+        raise UserError(mixed_use.SPREAD, where="recipe", remedy=mixed_use.SPREAD_REMEDY)

@@ -15,32 +15,12 @@ from tell_plugins.core.text import turns_of
 
 # what of a recipe says which model answers, and through which template
 MODEL_KEYS = (
-    "model",
-    "model_type",
-    "model_revision",
-    "model_kwargs",
-    "template",
-    "template_backend",
-    "use_chat_template",
-    "enable_thinking",
-    "response_prefix",
-    "agent_template",
-    "system",
-    "use_hf",
-    "attn_impl",
-    "rope_scaling",
-    "max_model_len",
-    "new_special_tokens",
-    "quant_method",
-    "quant_bits",
-    "bnb_4bit_compute_dtype",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-    "bnb_4bit_quant_storage",
-    "external_plugins",
-    "torch_dtype",
-    "device_map",
-)
+    "model", "model_type", "model_revision", "model_kwargs", "template", "template_backend",
+    "use_chat_template", "enable_thinking", "response_prefix", "agent_template", "system", "use_hf",
+    "attn_impl", "rope_scaling", "max_model_len", "new_special_tokens", "quant_method",
+    "quant_bits", "bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+    "bnb_4bit_quant_storage", "external_plugins", "torch_dtype", "device_map",
+)  # fmt: skip
 _OF_THE_MACHINE = ("torch_dtype", "device_map")
 
 
@@ -50,28 +30,21 @@ def model_sha256(values: Mapping[str, Any]) -> str:
     Without those that a CPU overrules: an engine's name says the type of number that it computes
     with, and where a model lies does not change what it answers.
     """
-    chosen = {
-        key: value
-        for key in MODEL_KEYS
-        if key not in _OF_THE_MACHINE and (value := values.get(key)) is not None
-    }
+    keys = [key for key in MODEL_KEYS if key not in _OF_THE_MACHINE]
+    chosen = {key: values[key] for key in keys if values.get(key) is not None}
     text = json.dumps(chosen, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def system_text(value: Any) -> str | None:
     """A system prompt as ms-swift reads it: a `.txt` file by its content, `\\n` as a line end."""
-    if value is None:
-        return None
-    text = str(value)
-    if text.endswith(".txt"):
-        file = paths.user_path(text)
-        if not file.is_file():
-            raise UserError(
-                f"no system prompt at '{text}'", where="system", remedy="name a file, or the text"
-            )
+    if value is None or not str(value).endswith(".txt"):
+        return None if value is None else str(value).replace("\\n", "\n")
+    file = paths.user_path(value)
+    if file.is_file():
         return file.read_text(encoding="utf-8")
-    return text.replace("\\n", "\n")
+    found = f"no system prompt at '{value}'"
+    raise UserError(found, where="system", remedy="name a file, or the text")
 
 
 @dataclass(frozen=True)

@@ -52,39 +52,31 @@ class Front(NamedTuple):
 def bring_anchors() -> None:
     """Let ms-swift's serving commands anchor the template of an adapter trained with an anchor."""
 
-    def changed(original: Any) -> Any:
-        def get_template(self: Any, *args: Any, **kwargs: Any) -> Any:
-            template = original(self, *args, **kwargs)
-            return _served(template, _folders(self)) if _serves(self) else template
+    def get_template(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        template = original(self, *args, **kwargs)
+        return _served(template, _folders(self)) if _serves(self) else template
 
-        return get_template
-
-    patch(InferArguments, "get_template", changed)
+    patch(InferArguments, "get_template", get_template)
 
 
 def _served(template: Any, folders: list[Path]) -> Any:
     """The template, anchored for the adapters in these folders; says what it does."""
     front = serving_front(folders)
-    if not front.text:
-        _say_where_none_is(folders)
-        return template
-    which = "the first" if front.first_alone else "every"
-    logger.info(
-        f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
-        f"turn that lacks it ({VARIABLE}=none omits it)"
-    )
-    return anchor_template(template, front)
-
-
-def _say_where_none_is(folders: Iterable[Path]) -> None:
-    """Warn where nothing tells of an anchor; an empty file tells that training had none."""
-    if os.environ.get(VARIABLE) or any((folder / ANCHOR).is_file() for folder in folders):
-        return
-    shown = ", ".join(paths.shown(folder) for folder in folders)
-    logger.warning(
-        f"TELL: no {ANCHOR} in {shown}: queries get no anchor. {VARIABLE}=DIR names the checkpoint "
-        f"whose anchor to use, {VARIABLE}=none says that there is none"
-    )
+    if front.text:
+        which = "the first" if front.first_alone else "every"
+        logger.info(
+            f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
+            f"turn that lacks it ({VARIABLE}=none omits it)"
+        )
+        return anchor_template(template, front)
+    # an empty file tells that training had none
+    if not os.environ.get(VARIABLE) and not any((folder / ANCHOR).is_file() for folder in folders):
+        logger.warning(
+            f"TELL: no {ANCHOR} in {', '.join(map(paths.shown, folders))}: queries get no anchor. "
+            f"{VARIABLE}=DIR names the checkpoint whose anchor to use, {VARIABLE}=none says that "
+            "there is none"
+        )
+    return template
 
 
 def _serves(args: Any) -> bool:
@@ -122,18 +114,17 @@ def serving_front(adapters: Iterable[Path]) -> Front:
         raise UserError(
             f"no {ANCHOR} in '{named}'",
             where=f"${VARIABLE}",
-            allowed="none, or the folder of a checkpoint",
-            remedy="unset it to use the adapter's own anchor",
+            remedy="name the folder of a checkpoint, or none; unset, the adapter's own is used",
         )
-    found = {folder: read_front(folder) for folder in folders}
-    if len(set(found.values())) > 1:
+    fronts = {read_front(folder) for folder in folders}
+    if len(fronts) > 1:
         raise UserError(
             "the adapters were not trained with the same anchor, or some on conversations, where "
-            f"the first turn alone has it ({', '.join(map(paths.shown, found))})",
+            f"the first turn alone has it ({', '.join(map(paths.shown, folders))})",
             where="--adapters",
             remedy=f"serve them one by one, or with {VARIABLE}=none and the anchors in the queries",
         )
-    return next(iter(found.values()), Front())
+    return fronts.pop() if fronts else Front()
 
 
 def read_front(folder: Path) -> Front:
@@ -168,16 +159,12 @@ def _anchored(kind: type) -> type:
 
     def _swift_prepare_inputs(self: Any, inputs: Any) -> None:
         kind._swift_prepare_inputs(self, inputs)  # type: ignore[attr-defined]
-        front: Front = self.tell_front
+        text, first_alone = self.tell_front
         turns = [message for message in inputs.messages if message["role"] == "user"]
-        for message in turns[:1] if front.first_alone else turns:
-            if isinstance(message["content"], str):
-                message["content"] = put_in_front(front.text, message["content"])
+        for message in turns[:1] if first_alone else turns:
+            query = message["content"]
+            if isinstance(query, str) and not query.lstrip().startswith(text.strip()):
+                message["content"] = text + query
 
     body = {"_swift_prepare_inputs": _swift_prepare_inputs, "__module__": kind.__module__}
     return type(kind.__name__, (kind,), body)
-
-
-def put_in_front(front: str, query: str) -> str:
-    """`query` with the anchor in front of it, once."""
-    return query if query.lstrip().startswith(front.strip()) else front + query
