@@ -156,7 +156,11 @@ def test_flags_follow_the_recipe(verb, given, name, flags):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"), 1, "remedy:"),
+        (
+            UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"),
+            1,
+            "file, line 3: found\n  allowed: a, b\n  remedy:  mend it\n",
+        ),
         (MachineError("the network is down\n  remedy:  wait"), 2, "the network is down"),
         (OSError(28, "No space left on device", "a b"), 2, "a b: No space left on device\n  rem"),
         (OSError(30, "Read-only file system", "/x"), 2, "/x: Read-only file system\n  remedy:"),
@@ -172,12 +176,6 @@ def test_errors_leave_as_one_message(verb, capsys, error, code, message):
     text = capsys.readouterr().err
     assert message in text
     assert "Traceback" not in text
-
-
-def test_the_shape_of_a_users_error(verb, capsys):
-    verb(UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"))
-    main(["fake"])
-    assert capsys.readouterr().err == ("file, line 3: found\n  allowed: a, b\n  remedy:  mend it\n")
 
 
 @pytest.mark.parametrize("how", ["--debug", "TELL_DEBUG"])

@@ -60,13 +60,9 @@ def rows(own) -> str:
 # ---------------------------------------------------------------- what works
 
 
-def own_columns(query: str, response: str) -> Row:
-    return {"id": "7", "title": "", "body": query, "verdict": response}
-
-
 def test_a_table_ends_in_a_mixture(own):
-    flags = ("--columns", "query=title+body,response=verdict")
-    out = own.new(own.table([own_columns(*pair) for pair in texts()], "rows.csv"), *flags)
+    table = [{"id": "7", "title": "", "body": q, "verdict": r} for q, r in texts()]
+    out = own.new(own.table(table, "rows.csv"), "--columns", "query=title+body,response=verdict")
     mixture = build_mixture(own.recipe().spec)
     train = [row["messages"] for row in mixture.rows() if row["channel"] == "task"]
     test = open_task(load_card("own"), "test")
@@ -261,65 +257,56 @@ def test_the_patterns_are_the_packs_recipes():
 
 
 @pytest.mark.parametrize("metric", ["label", "json"])
-def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric, own):
+def test_labels_are_split_in_their_shares_which_is_told_where_it_cannot_be(metric, own):
     """3 of 40 rows say yes: drawn without regard to that, a test set may hold none."""
-    answers = ["no"] * 37 + ["yes"] * 3
-    if metric == "json":
-        answers = [json.dumps({"urgent": answer}) for answer in answers]
-    out = own.new(own.table(answered(answers), "rows.csv"))
+
+    def table(answers: list[str], start: int = 0) -> str:
+        made = [json.dumps({"urgent": a}) if metric == "json" else a for a in answers]
+        return own.table(answered(made, start), f"{len(answers)}.csv")
+
+    out = own.new(table(["no"] * 37 + ["yes"] * 3))
     assert "8 rows split off to test with" in out
     assert "in the labels' shares; 32 train" in out
     assert "WARNING" not in out
     assert load_card("own").metric == metric
     held_out = open_task(load_card("own"), "test").responses
     assert sum("yes" in response for response in held_out) == 1
-
-
-def test_a_test_set_of_one_label_is_told(own):
     warning = "the label of every test row is 'no', so a model that always answers that scores"
-    rows = own.table(answered(["no"] * 39 + ["yes"]), "rows.csv")
-    assert warning in own.new(rows)
-    of_one = own.table(answered(["no"] * 5, 100), "one.csv")
-    assert warning in own.new(rows, "--test", of_one, "--force")
-    of_two = own.table(answered(["no"] * 5 + ["yes"], 100), "two.csv")
-    assert "WARNING" not in own.new(rows, "--test", of_two, "--force")
+    one_yes = table(["no"] * 40 + ["yes"])
+    assert warning in own.new(one_yes, "--force")
+    assert warning in own.new(one_yes, "--test", table(["no"] * 5, 100), "--force")
+    of_two = table(["no"] * 5 + ["yes"], 100)
+    assert "WARNING" not in own.new(one_yes, "--test", of_two, "--force")
 
 
-def test_rows_that_begin_with_the_same_text_bring_their_anchor(own):
-    front = "You read messages and answer in JSON, always.\n\nThe message:\n"
-    rows = [{"query": front + q, "response": r} for q, r in texts()]
-    own.new(own.table(rows), anchor=None)
-    card = load_card("own")
-    parts = [open_task(card, split) for split in ("train", "test")]
-    assert {part.anchor.text for part in parts} == {front.strip()}
-    assert sorted(query for part in parts for query in part.plain) == sorted(q for q, _ in texts())
-
-
-@pytest.mark.parametrize("training", ["Tell: ", ""], ids=["longer front", "one row"])
-def test_the_anchor_is_what_the_rows_of_all_files_share(training, own):
-    front = "You read messages and answer in JSON, always. "
-    pairs = texts(6) if training else texts(1)
-    train = own.table([{"query": front + training + q, "response": r} for q, r in pairs])
+@pytest.mark.parametrize(
+    ("front", "training", "count"),
+    [
+        ("You read messages and answer in JSON, always.\n\nThe message:\n", "", 6),
+        ("You read messages and answer in JSON, always. ", "Tell: ", 6),  # a longer front
+        ("You read messages and answer in JSON, always. ", "", 1),  # one row
+    ],
+)
+def test_the_anchor_is_what_the_rows_of_all_files_share(front, training, count, own):
+    rows = [{"query": front + training + q, "response": r} for q, r in texts(count)]
     others = [{"query": f"{front}Other: {q}", "response": r} for q, r in texts(9)[6:]]
     test = own.table(others, "test.jsonl")
-    own.new(train, "--test", test, "--general", "sample_general", anchor=None)
+    own.new(own.table(rows), "--test", test, "--general", "sample_general", anchor=None)
     card = load_card("own")
     assert card.file("anchor.txt").read_text() == front.strip() + "\n"
-    held_out = open_task(card, "test")
+    train, held_out = (open_task(card, split) for split in ("train", "test"))
+    assert train.plain == [training + q for q, _ in texts(count)]
     assert held_out.plain == [f"Other: {q}" for q, _ in texts(9)[6:]]
     assert held_out.queries[0].startswith(f"{front.strip()}\n\nOther: ")
 
 
-@pytest.mark.parametrize("text", ["\u5224\u65ad" * 43, "~ judge it", "A" * 300, "a/b? Judge it."])
-def test_an_anchor_that_could_be_no_file_is_a_text(text, own, rows):
-    own.new(rows, anchor=text)
-    assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == text + "\n"
-
-
-def test_an_anchor_may_be_a_file(own, rows):
+def test_an_anchor_is_a_text_or_a_file(own, rows):
+    for text in ("\u5224\u65ad" * 43, "~ judge it", "A" * 300, "a/b? Judge it."):
+        own.new(rows, "--force", anchor=text)
+        assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == text + "\n"
     file = own.folder / "anchor.txt"
     file.write_text("\ufeffJudge it.\nIn JSON.\n", encoding="utf-8")
-    own.new(rows, anchor=str(file))
+    own.new(rows, "--force", anchor=str(file))
     assert load_card("own").file("anchor.txt").read_text() == "Judge it.\nIn JSON.\n"
 
 
@@ -346,11 +333,9 @@ KINDS: dict[str, list[list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("metric", "responses"), [(metric, found) for metric in KINDS for found in KINDS[metric]]
-)
-def test_the_metric_is_told_by_the_responses(metric, responses):
-    assert kind_of(responses) == metric
+@pytest.mark.parametrize("metric", KINDS)
+def test_the_metric_is_told_by_the_responses(metric):
+    assert [kind_of(responses) for responses in KINDS[metric]] == [metric] * len(KINDS[metric])
 
 
 def test_the_metric_is_as_the_user_says(own):
@@ -506,13 +491,6 @@ def test_an_anchor_that_is_missing_is_asked_for(own, rows):
 )
 def test_flags_that_are_refused(flags, says, own, rows):
     assert says in own.fails(rows, *flags)
-
-
-def test_what_is_no_file_of_rows(own):
-    (own.folder / "rows.jsonl").write_text("")
-    (own.folder / "rows.csv").write_text("query,response\n")
-    for name, told in (("rows.jsonl", "is empty"), ("rows.csv", "has no rows"), ("x", "no file")):
-        assert told in own.fails(str(own.folder / name))
 
 
 def test_columns_of_another_sheet(own):

@@ -106,13 +106,12 @@ def test_instructions_that_are_kept(text, problem):
 
 def test_any_language_is_kept_where_asked():
     german = "Nenne mir bitte drei gro\u00dfe Fl\u00fcsse in Deutschland."
-    assert instruction_problem(german, "any") is None
+    chinese = "\u8bf7\u5199\u4e00\u9996\u5173\u4e8e\u6625\u5929\u7684\u8bd7\u6b4c"
+    assert instruction_problem(german, "any") is instruction_problem(chinese, "any") is None
+    assert instruction_problem(chinese[:2] * 20, "any") == "instruction repeats itself"
     russian = "\u041d\u0435\u0442, \u0441\u043f\u0430\u0441\u0438\u0431\u043e."
     assert answer_problem(russian, "q", "any", False) is None
     assert answer_problem(russian, "q", "en", False) == "answer not English"
-    chinese = "\u8bf7\u5199\u4e00\u9996\u5173\u4e8e\u6625\u5929\u7684\u8bd7\u6b4c"
-    assert instruction_problem(chinese, "any") is None
-    assert instruction_problem(chinese[:2] * 20, "any") == "instruction repeats itself"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,8 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(model, tmp_path, monkeypatch, 
     settings = record["from"]["model itself"]
     assert (settings["model"], settings["seed"]) == (model.name, 42)
     assert settings["answer"] == "temperature 0.7, top_p 0.9, 60 tokens"
-    assert len(settings["model_files"]) == 64
+    assert settings["model_files"] == selfgen.fingerprint(str(model))
+    assert selfgen.fingerprint("org/name") is None
 
 
 @pytest.mark.newest
@@ -235,11 +235,6 @@ def test_a_card_of_the_users_is_never_overwritten(tmp_path, make_card, tell):
     flags = ["--model", "smollm2", "--name", "own", "--out", str(folder.parent)]
     assert "train.jsonl would be overwritten" in tell("data", "selfgen", *flags, code=1)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_model_is_known_by_its_files(model):
-    assert selfgen.fingerprint(str(model)) == selfgen.fingerprint(str(model))
-    assert selfgen.fingerprint("org/name") is None
 
 
 def test_the_prompt_ends_where_the_users_words_begin(model):

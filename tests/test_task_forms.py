@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -355,17 +355,20 @@ def test_columns_by_number(tmp_path):
     assert _read(tmp_path / "rows.csv", columns=parse_columns("2,1"))[0] == ("yes", "rain")
 
 
-def _places() -> Iterator[tuple[str, str, str]]:
-    yield "folder", "no file", "no folder"
-    yield "rows.txt", "'.txt' is no known file format", 'JSON lines such as {"query"'
-    yield "nothing.csv", "no file", "correct the path"
-
-
-@pytest.mark.parametrize(("name", "problem", "remedy"), list(_places()))
+@pytest.mark.parametrize(
+    ("name", "problem", "remedy"),
+    [
+        ("folder", "no file", "no folder"),
+        ("rows.txt", "'.txt' is no known file format", 'JSON lines such as {"query"'),
+        ("nothing.csv", "no file", "correct the path"),
+        ("empty.jsonl", "is empty", "check where"),
+        ("header.csv", "has no rows", "check where"),
+    ],
+)
 def test_what_is_no_file_of_rows(name, problem, remedy, tmp_path):
-    for file in ("folder/a.jsonl", "rows.txt"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text("x")
+    (tmp_path / "folder").mkdir()
+    for file, text in (("rows.txt", "x"), ("empty.jsonl", ""), ("header.csv", "query,response\n")):
+        (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=problem) as caught:
         _read(tmp_path / name)
     assert remedy in str(caught.value.remedy)
