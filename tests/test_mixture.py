@@ -91,12 +91,6 @@ def test_rows_as_ms_swift_reads_them():
         assert row["messages"][1]["content"].startswith("answer ")
 
 
-def test_the_card_says_what_the_spec_leaves_open():
-    mixture = _build()  # general: 2x of `plain`
-    assert Counter(row["channel"] for row in mixture.rows()) == {"task": 30, "general": 60}
-    assert all(query.startswith("plain") for query in _queries(mixture, "general"))
-
-
 def test_every_order_holds_the_same_rows():
     mixtures = [_build(f"general=100rows/order={order}/repeat=2") for order in ORDERS]
     contents = [Counter(_queries(mixture)) for mixture in mixtures]
@@ -159,11 +153,6 @@ def test_token_amounts_are_met_within_one_row():
         assert manifest["tokens"] == sum(source["tokens"]["used"] for source in manifest["sources"])
         words = sum(len(m["content"].split()) for row in mixture.rows() for m in row["messages"])
         assert manifest["tokens"] == words, "query with anchor + response"
-
-
-def test_a_smaller_amount_keeps_the_relative_order():
-    small, large = _queries(_build("general=50rows")), _queries(_build("general=300rows"))
-    assert [query for query in large if query in set(small)] == small
 
 
 # --- sources are independent ----------------------------------------------------------------------
@@ -305,15 +294,7 @@ def test_a_manifest_says_what_was_taken(cards, tmp_path):
     manifest = json.loads(json.dumps(manifest_of(mixture)))
     task, general = manifest["sources"]
     assert manifest["rows"] == 30 + 22
-    assert task["rows"] == {
-        "in_file": 30,
-        "dropped": {},
-        "duplicates_kept": 0,
-        "held_out_queries": 0,
-        "held_out_queries_used": 0,
-        "used": 10,
-        "copies": 3,
-    }
+    assert (task["rows"]["in_file"], task["rows"]["used"], task["rows"]["copies"]) == (30, 10, 3)
     assert general["rows"]["in_file"] == 23
     assert general["rows"]["dropped"] == {"malformed": 1}
     assert general["rows"]["duplicates_kept"] == 1

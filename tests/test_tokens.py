@@ -1,8 +1,6 @@
 """Token counts: right, cached by content, on the real tokenizer."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +94,6 @@ def test_special_tokens_are_not_counted(tmp_path, word_tokenizer):
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save(str(tmp_path / "special.json"))
     assert TokenCounter(tmp_path / "special.json").count(["a b"]).tolist() == [2]
-
-
-def test_a_fork_counts_without_its_parents_threads(word_tokenizer, monkeypatch):
-    """With the variable set, as by ms-swift, the library itself does not see to forks."""
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    counter, texts = TokenCounter(word_tokenizer), ["a b"] * 5000
-    assert counter.count(texts).sum() == 10_000  # on all cores: the pool of threads is there
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
-        os._exit(int(counter.count(texts).sum() != 10_000))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_where_the_tokenizer_is_looked_for(tmp_path, monkeypatch):

@@ -40,64 +40,59 @@ ONE_ALONE = (
 )
 
 
-def _true(value: Any) -> bool:
-    return value is True
-
-
-def _above(limit: int) -> Callable[[Any], bool]:
-    return lambda value: (value or 0) > limit
-
-
-# what reorders or thins out a mixture: key, when it does, how, the value that does not (None: none)
-_ORDER: tuple[tuple[str, Callable[[Any], bool], str, str | None], ...] = (
-    ("dataset_shuffle", _true, "shuffles the mixture again", "false"),
-    ("train_dataloader_shuffle", _true, "shuffles the mixture again", "false"),
-    ("packing", _true, "puts rows together by length, so the order is lost", "false"),
-    ("group_by_length", _true, "sorts rows by length, so the order is lost", "false"),
-    ("streaming", _true, "a mixture does not know; its rows stay on disk anyway", "false"),
-    ("ignore_data_skip", _true, "lets a resumed run begin the mixture anew", "false"),
-    ("split_dataset_ratio", _above(0), "takes scarce task rows out of training", "0"),
-    ("sequence_parallel_size", _above(1), "brings a sampler of its own", "1"),
-    ("interleave_prob", bool, "draws from several data sets in an order of its own", None),
-    ("cached_dataset", bool, "brings rows of other data sets", None),
-    ("to_cached_dataset", _true, "keeps neither the mixture's manifest nor its anchor", "false"),
-    # of transformers 5: orders of their own
-    (
-        "train_sampling_strategy",
-        lambda value: value in ("group_by_length", "batch_rebalance"),
-        "orders the rows anew",
-        None,
-    ),
+# what reorders or thins out a mixture: key, the value that does not (None: no value), how others do
+_ORDER = (
+    ("dataset_shuffle", False, "shuffles the mixture again"),
+    ("train_dataloader_shuffle", False, "shuffles the mixture again"),
+    ("packing", False, "puts rows together by length, so the order is lost"),
+    ("group_by_length", False, "sorts rows by length, so the order is lost"),
+    ("streaming", False, "a mixture does not know; its rows stay on disk anyway"),
+    ("ignore_data_skip", False, "lets a resumed run begin the mixture anew"),
+    ("split_dataset_ratio", 0, "takes scarce task rows out of training"),
+    ("sequence_parallel_size", 1, "brings a sampler of its own"),
+    ("interleave_prob", None, "draws from several data sets in an order of its own"),
+    ("cached_dataset", None, "brings rows of other data sets"),
+    ("to_cached_dataset", False, "keeps neither the mixture's manifest nor its anchor"),
+    ("train_sampling_strategy", "sequential", "orders the rows anew"),  # of transformers 5
 )
-# what hides the logits from the loss, or weighs tokens by another rule
-_LOSS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("use_liger_kernel", _true, "false"),
-    ("sequence_parallel_size", _above(1), "1"),
-    ("packing", _true, "false"),
-    ("enable_dft_loss", _true, "false"),
-    ("label_smoothing_factor", _above(0), "0"),
-    ("loss_scale", lambda value: (value or "default") != "default", "default"),
+# what hides the logits from the loss, or weighs tokens by another rule, and the value that does not
+_LOSS = (
+    ("use_liger_kernel", False),
+    ("sequence_parallel_size", 1),
+    ("packing", False),
+    ("enable_dft_loss", False),
+    ("label_smoothing_factor", 0),
+    ("loss_scale", "default"),
 )
+
+
+def _harms(value: Any, right: Any) -> bool:
+    return bool(value) and value not in (right, "random")  # of a sampler whose shuffling is off
 
 
 def misuses(read: Read, spec: Spec) -> Iterator[Misuse]:
     """Everything among the settings that does not go with a mixture of this string."""
-    for key, wrong, how, right in _ORDER:
+    for key, right, how in _ORDER:
         value = read(key)
-        if wrong(value) and not (key == "split_dataset_ratio" and read("val_dataset")):
+        if _harms(value, right) and not (key == "split_dataset_ratio" and read("val_dataset")):
             found = f"'{key}' is {json.dumps(value, default=str)}, which {how}"
-            remedy = f"write '{key}: {right}'" if right else f"leave out '{key}'"
+            remedy = f"leave out '{key}'" if right is None else f"write '{key}: {_written(right)}'"
             yield Misuse("tell-order", key, found, remedy)
     if read("rlhf_type"):
         remedy = f"train with `swift sft`; or {_WRITE}"
         yield Misuse("tell-order", "dataset", PREFERENCES, remedy)
-    for key, wrong, good in _LOSS if read("loss_type") == LOSS_TYPE else ():
-        if wrong(read(key)):
+    for key, right in _LOSS if read("loss_type") == LOSS_TYPE else ():
+        if _harms(read(key), right):
             found = f"'loss_type: {LOSS_TYPE}' does not go with '{key}'"
-            remedy = f"write '{key}: {good}', or leave out loss_type"
+            remedy = f"write '{key}: {_written(right)}', or leave out loss_type"
             yield Misuse("tell-loss", key, found, remedy)
     if spec.kl:
         yield from _held(read, spec.kl)
+
+
+def _written(value: Any) -> str:
+    """A value as YAML has it."""
+    return str(value).lower()
 
 
 def _held(read: Read, kl: float) -> Iterator[Misuse]:
@@ -112,9 +107,8 @@ def _held(read: Read, kl: float) -> Iterator[Misuse]:
         remedy = "write 'tuner_type: lora', or kl=0 in the dataset string"
         yield Misuse("tell-kl", "tuner_type", found, remedy)
     spread = {"fsdp": read("fsdp"), "deepspeed": "zero3" in str(read("deepspeed"))}
-    for key, given in spread.items():
-        if given:
-            yield Misuse("tell-kl", key, SPREAD, SPREAD_REMEDY)
+    for key in (key for key, given in spread.items() if given):
+        yield Misuse("tell-kl", key, SPREAD, SPREAD_REMEDY)
 
 
 def refuse_arguments(args: Any) -> None:
@@ -150,9 +144,5 @@ def refuse_held_out(spec: Spec, where: str) -> None:
 def _refuse_others(key: str, entries: Sequence[str]) -> None:
     ours = [entry for entry in entries if is_tell(entry)]
     if ours and len(entries) > 1:
-        raise UserError(
-            f"{len(ours)} TELL data sets among {len(entries)} under '{key}'",
-            where=key,
-            allowed="one TELL data set alone",
-            remedy=ONE_ALONE,
-        )
+        found = f"{len(ours)} TELL data sets among {len(entries)} under '{key}'"
+        raise UserError(found, where=key, remedy=ONE_ALONE)

@@ -265,7 +265,7 @@ def general_card(name: str, where: str = "key 'from'") -> Card:
     """The card of that name. Raises UserError when there is none, or none to train on."""
     card = load_card(name)
     if card.kind != GENERAL:
-        found, remedy = f"card '{name}' is task data", "name cards of kind 'general' only"
+        found, remedy = f"card '{name}' is task data", "name general cards only"
         raise UserError(found, where=where, remedy=remedy)
     refuse_measuring(card, where)
     return card

@@ -33,9 +33,7 @@ def arrange(
         return np.concatenate([first, rest])
     if order == "task_last":
         return np.concatenate([rest, first])
-    if order == "even":
-        return _even(task, rest, task_rows=task_rows)
-    raise ValueError(f"unknown order {order!r}")
+    return _even(task, rest, task_rows=task_rows)
 
 
 def _even(task: npt.NDArray[np.uint64], rest: Positions, *, task_rows: int) -> Positions:

@@ -5,10 +5,9 @@ Counts are kept under the cache folder by tokenizer and rows: the same rows are 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCH = 1000
-_PROCESS = os.getpid()  # the process that may have threads
-_PARALLEL = "TOKENIZERS_PARALLELISM"
 
 Texts = Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]]
 
@@ -69,8 +66,7 @@ class TokenCounter:
     def count(self, texts: list[str]) -> npt.NDArray[np.int64]:
         """The number of tokens of each text."""
         tokenizer = _load(self.path, self.sha256)
-        with _on_all_cores():
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return np.array([len(encoding) for encoding in encodings], np.int64)
 
     def special_tokens(self) -> list[str]:
@@ -99,22 +95,6 @@ class TokenCounter:
                 bar.update(len(batch))
         with target.open("wb") as file:
             np.save(file, counts)
-
-
-@contextlib.contextmanager
-def _on_all_cores() -> Iterator[None]:
-    """Let the tokenizer use all cores; ms-swift switches that off for the whole process.
-
-    It is off again afterwards, because it must not be on in processes that are forked later: a
-    fork has no threads of its parent's pool, and would wait for them for ever.
-    """
-    before = os.environ.get(_PARALLEL)
-    os.environ[_PARALLEL] = "true" if os.getpid() == _PROCESS else "false"
-    try:
-        yield
-    finally:
-        del os.environ[_PARALLEL]
-        os.environ |= {} if before is None else {_PARALLEL: before}
 
 
 @lru_cache(maxsize=4)
