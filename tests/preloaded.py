@@ -49,65 +49,42 @@ def _is_forked(arguments: list[str]) -> bool:
 
 @contextlib.contextmanager
 def preloaded_python() -> Iterator[None]:
-    """`sys.executable` is the stand-in while the block runs; its server starts at the first use."""
+    """`sys.executable` is the stand-in while the block runs; its server imports when first used."""
     import shlex
+    import subprocess
     import tempfile
     from pathlib import Path
-    from threading import Thread
 
-    if not hasattr(os, "pidfd_open"):  # not Linux
-        yield
-        return
     with tempfile.TemporaryDirectory(prefix="tell-") as name:
-        folder = Path(name)
+        address, stand_in = Path(name, "socket"), Path(name, "python")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # what is sent stays whole
-        listener.bind(str(folder / "socket"))
+        listener.bind(str(address))
         listener.listen()
-        stand_in = folder / "python"
-        words = shlex.join([PYTHON, "-IS", __file__, str(folder / "socket")])
+        words = shlex.join([PYTHON, "-IS", __file__, str(address)])
         stand_in.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         stand_in.chmod(0o755)
-        owner, ends = os.pipe()
-        given = (listener, owner, dict(os.environ))
-        thread = Thread(target=_start_when_asked, args=given, daemon=True)
-        thread.start()
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        server = subprocess.Popen(
+            [PYTHON, __file__, "--serve", str(listener.fileno())],
+            env=os.environ | one_thread | {"LOG_LEVEL": "INFO"},
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            stdout=subprocess.PIPE,  # a pipe: no process takes its own for seekable
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        listener.close()  # without a server nothing listens, and every start is an ordinary one
         sys.executable = str(stand_in)
         try:
             yield
         finally:
             sys.executable = PYTHON
-            os.close(ends)  # the server ends with it
-            thread.join()
-            os.close(owner)
-            listener.close()
-
-
-def _start_when_asked(listener: socket.socket, owner: int, environment: dict[str, str]) -> None:
-    """Start the server when something connects to its socket, and wait for its end.
-
-    Without a server nothing listens any more, and every start is an ordinary one.
-    """
-    import select
-    import subprocess
-
-    if owner in select.select([listener, owner], [], [])[0]:
-        return
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    subprocess.run(
-        [PYTHON, __file__, "--serve", str(listener.fileno())],
-        env=environment | one_thread | {"LOG_LEVEL": "INFO"},
-        stdin=owner,
-        pass_fds=[listener.fileno()],
-        capture_output=True,  # its streams are pipes: no process takes its own for seekable
-        start_new_session=True,
-        check=False,
-    )
-    listener.close()
+            server.communicate()  # its input closes, and it ends
 
 
 def _stand_in(address: str, arguments: list[str]) -> None:
     """Have the server do it and end as it ends, or become an ordinary Python."""
-    if _is_forked(arguments):
+    if hasattr(os, "pidfd_open") and _is_forked(arguments):  # else it is not Linux
         with contextlib.suppress(OSError):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
                 server.connect(address)
@@ -293,9 +270,13 @@ def _import_libraries() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
+        import select
+
         del sys.path[0]  # the folder of this file
-        _import_libraries()
         listener = socket.socket(fileno=int(sys.argv[2]))
+        if 0 in select.select([listener, 0], [], [])[0]:
+            sys.exit()
+        _import_libraries()
         sys.executable = os.path.join(os.path.dirname(listener.getsockname()), "python")
         _fulfil(_serve(listener))
     else:

@@ -10,9 +10,8 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.mixture import TASK, Mixture, build_mixture
-from tell_plugins.experiments import sweep, sweep_verb
+from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.planning import SweepPlan, make_plan
-from tell_plugins.experiments.results import load_studies
 from tell_plugins.experiments.sweep import CONTROLS, TELL, controls, meaning
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.schedule import plan, training_of
@@ -137,33 +136,3 @@ def test_the_options_of_the_grid_reach_what_is_asked(world):
     asked = grid.evaluate
     assert (asked.rows, asked.general_rows, asked.batch_size) == (7, 4, 3)
     assert sweep_verb.command_of(args).endswith(options)
-
-
-@pytest.mark.slow
-def test_controls_for_real(tmp_path, monkeypatch, capsys):
-    """A control of each kind: trained, asked, reported; steps as the trainer logged them."""
-    world = World(tmp_path)
-    recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=20rows"])
-    for name, value in world.environment.items():
-        monkeypatch.setenv(name, value)
-    chosen = (TELL, "SFT, as in the paper", "TELL, random text")
-    monkeypatch.setattr(sweep, "CONTROLS", {name: CONTROLS[name] for name in chosen})
-    out = world.root / "out"
-    command = ["sweep", "--controls", str(recipe), "--general-rows", "4", "--retention-rows", "4"]
-    assert cli.main([*command, "--jobs", "2", "--out", str(out)]) == 0
-    assert "all 4 runs are done" in capsys.readouterr().out  # with the base model's answers
-    assert cli.main(["report", str(out)]) == 0
-    steps = {
-        log.parents[1].name: sum(
-            '"loss":' in line and "log_history" not in line for line in log.open()
-        )
-        for log in (out / "runs").glob("tiny*/train/logging.jsonl")
-    }
-    (study,) = load_studies(out)
-    runs = {entry.method: entry for entry in study.runs}
-    random = runs["TELL, random text"]
-    assert [entry.method for entry in study.runs if entry.equal_steps] == [random.method]
-    assert random.equal_steps == runs[TELL].run
-    assert steps[random.run] == steps[runs[TELL].run] == 2
-    page = (out / "report.html").read_text()
-    assert "SFT, as in the paper: no-op." in page
