@@ -14,22 +14,12 @@ from requests.adapters import HTTPAdapter
 
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.preparation import download
-from tell_plugins.preparation.download import Places, ensure, fetch, has_blob
+from tell_plugins.preparation.download import Places, Unreachable, ensure, fetch, has_blob
 from tests.conftest import message_of, wait_for
-from tests.file_server import (
-    FileServer,
-    blob_of,
-    cut_after,
-    other,
-    slowly,
-    status,
-    whole,
-)
+from tests.file_server import FileServer, blob_of, cut_after, other, slowly, status, whole
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
-PLACES = Places(wait=0.5, tries=3, pause=0.01)
-
-
+PLACES = Places(wait=0.3, tries=3, pause=0.01)
 BLOB = has_blob(blob_of(CONTENT))
 
 
@@ -44,8 +34,8 @@ def target(tmp_path) -> Path:
     return tmp_path / "data" / "card" / "rows.jsonl"
 
 
-def get(server: FileServer, target: Path, places: Places = PLACES) -> str | None:
-    return fetch(f"{server.url}/rows.jsonl", BLOB, target, places)
+def get(server: FileServer, target: Path, **places: Any) -> str | None:
+    return fetch(f"{server.url}/rows.jsonl", BLOB, target, PLACES._replace(**places))
 
 
 def left_in(target: Path) -> list[str]:
@@ -66,8 +56,7 @@ def test_plain_download_then_nothing_to_do(server, target):
     [
         [cut_after(300_000), cut_after(0)],
         [status(429, Retry_After="0"), status(503)],
-        [status(408), status(500)],
-        [cut_after(1000, 3), status(502)],
+        [status(408), cut_after(1000, 1)],
     ],
 )
 def test_what_may_pass_is_asked_for_again(server, target, failing, capfd):
@@ -77,6 +66,11 @@ def test_what_may_pass_is_asked_for_again(server, target, failing, capfd):
     assert len(server.requests) == 3
     assert left_in(target) == ["rows.jsonl"]
     assert capfd.readouterr().err.count("trying again in") == 2
+    target.unlink()
+    server.script = [status(429, Retry_After="1")]
+    began = time.monotonic()
+    get(server, target)
+    assert 1 <= time.monotonic() - began < 5, "the server asked for a pause"
 
 
 def test_one_wrong_byte_is_found(server, target):
@@ -87,11 +81,8 @@ def test_one_wrong_byte_is_found(server, target):
     server.always = other(bytes(wrong))
     with pytest.raises(MachineError) as raised:
         get(server, target)
-    text = str(raised.value)
-    assert f"not the right file: a file of {len(CONTENT):,} bytes" in text
-    assert blob_of(bytes(wrong)) in text
-    assert blob_of(CONTENT) in text
-    assert "--mirror" in text
+    for said in ("a file of 1,048,576 bytes", blob_of(bytes(wrong)), blob_of(CONTENT), "--mirror"):
+        assert said in str(raised.value)
     assert left_in(target) == ["rows.jsonl"]
     assert target.read_bytes() == b"my own rows"
 
@@ -106,49 +97,39 @@ def test_one_wrong_byte_is_found(server, target):
         (cut_after(1000, 2), "Read timed out", 3),
         (other(b"<!DOCTYPE html><html>please log in</html>"), "file: an HTML page of 41 bytes", 1),
         (status(302, Location="file:///etc/hostname"), "redirected to none", 1),
-        (status(302, Location="ftp://127.0.0.1/rows.jsonl"), "redirected to none", 1),
         (status(302, Location="http://[::1"), "redirected to none", 1),
         (status(302, Location="/rows.jsonl"), "redirected to none", 31),
     ],
 )
 def test_what_a_server_refuses(server, target, answer, words, tries):
     server.always = answer
-    places = PLACES._replace(wait=0.2)
     with pytest.raises((MachineError, UserError), match=words) as raised:
-        get(server, target, places)
+        get(server, target, wait=0.2)
     assert f"{server.url}/rows.jsonl" in str(raised.value)
     assert "--mirror" in str(raised.value)
-    assert not isinstance(raised.value, download.Unreachable)
+    assert not isinstance(raised.value, Unreachable)
     assert len(server.requests) == tries
     assert left_in(target) == []
 
 
-def test_server_asks_for_a_pause(server, target):
-    server.script = [status(429, Retry_After="1")]
-    began = time.monotonic()
-    get(server, target)
-    assert 1 <= time.monotonic() - began < 5
-
-
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "proxy", "words"),
     [
-        ("http://127.0.0.1:9/rows.jsonl", "127.0.0.1:9/rows.jsonl: .*Connection refused"),
-        ("http://no-such-host.invalid/x", "Failed to resolve 'no-such-host.invalid'"),
+        ("http://127.0.0.1:9/rows.jsonl", "", "127.0.0.1:9/rows.jsonl: .*Connection refused"),
+        ("http://no-such-host.invalid/x", "", "Failed to resolve 'no-such-host.invalid'"),
+        ("http://host/x", "http://user:secret@127.0.0.1:9", "Unable to connect to proxy"),
     ],
 )
-def test_nobody_there(target, url, words):
-    with pytest.raises(download.Unreachable, match=words):
-        fetch(url, BLOB, target, PLACES)
-
-
-def test_the_proxy_of_the_environment_is_used_and_told_when_dead(server, target, monkeypatch):
-    url = "http://no-such-host.invalid/rows.jsonl"
-    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
-    with pytest.raises(download.Unreachable, match="Unable to connect to proxy") as raised:
+def test_nobody_there(target, url, proxy, words, monkeypatch):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(Unreachable, match=words) as raised:
         fetch(url, BLOB, target, PLACES)
     assert "secret" not in str(raised.value)
+
+
+def test_the_proxy_of_the_environment_is_used(server, target, monkeypatch):
     monkeypatch.setenv("http_proxy", server.url)
+    url = "http://no-such-host.invalid/rows.jsonl"
     assert fetch(url, BLOB, target, PLACES) == url
     assert server.requests == ["/rows.jsonl"]
 
@@ -157,7 +138,7 @@ def test_a_server_without_encryption(server, target):
     url = f"{server.url}/rows.jsonl".replace("http:", "https:")
     with pytest.raises(MachineError, match="SSL") as raised:
         fetch(url, BLOB, target, PLACES)
-    assert not isinstance(raised.value, download.Unreachable)
+    assert not isinstance(raised.value, Unreachable)
 
 
 def test_redirects_are_followed(server, target):
@@ -197,7 +178,6 @@ def test_only_http_addresses(target, url):
     [
         ("https://bob:secret@host:8443/a@b/c?token=t#x", "https://host:8443/a@b/c"),
         ("http://bob:secret@[::1", "http://[::1"),
-        ("ftp://bob:secret@host", "ftp://host"),
         ("/data/a?b@c.jsonl", "/data/a?b@c.jsonl"),
     ],
 )
@@ -209,7 +189,6 @@ def test_addresses_are_shown_without_passwords(url, shown):
 def test_a_mirrors_password_is_told_nobody(server, target, answer, capfd):
     server.always = answer
     mirror = server.url.replace("http://", "http://bob:secret@")
-    said = ""
     try:
         said = str(fetch(None, BLOB, target, PLACES._replace(mirror=mirror)))
     except MachineError as error:
@@ -218,38 +197,35 @@ def test_a_mirrors_password_is_told_nobody(server, target, answer, capfd):
     assert "secret" not in said + "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "../x", "a\\b", " x"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", " x"])
 def test_only_plain_file_names(name):
     assert "no plain file name" in message_of(download.plain_name, name, "card")
 
 
 def test_folder_is_searched_and_verified(tmp_path, target):
-    (tmp_path / "usb" / "old").mkdir(parents=True)
+    right = tmp_path / "usb" / "old" / "rows.jsonl"
+    right.parent.mkdir(parents=True)
     (tmp_path / "usb" / "rows.jsonl").write_bytes(b"another file")
-    (tmp_path / "usb" / "old" / "rows.jsonl").write_bytes(CONTENT)
-    source = fetch(None, BLOB, target, Places(folder=tmp_path / "usb"))
-    assert source == str(tmp_path / "usb" / "old" / "rows.jsonl")
+    right.write_bytes(CONTENT)
+    assert fetch(None, BLOB, target, Places(folder=tmp_path / "usb")) == str(right)
     assert target.read_bytes() == CONTENT
-    assert left_in(target) == ["rows.jsonl"]
-    (tmp_path / "usb" / "old" / "rows.jsonl").unlink()
+    right.unlink()
     target.unlink()
-    with pytest.raises(UserError, match="not the right file") as raised:
-        fetch(None, BLOB, target, Places(folder=tmp_path / "usb"))
-    assert blob_of(b"another file") in str(raised.value)
+    said = message_of(fetch, None, BLOB, target, Places(folder=tmp_path / "usb"))
+    assert "not the right file" in said
+    assert blob_of(b"another file") in said
     assert left_in(target) == []
 
 
 def test_ensure_finds_the_file_in_any_data_home(server, tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setenv("TELL_DATA_HOME", f"{first}:{second}")
-    url = f"{server.url}/rows.jsonl"
-    path = ensure(url, blob_of(CONTENT), "rows.jsonl", "halueval", PLACES)
+    wanted = f"{server.url}/rows.jsonl", blob_of(CONTENT), "rows.jsonl", "halueval", PLACES
+    path = ensure(*wanted)
     assert path == first / "halueval" / "rows.jsonl"
     (second / "elsewhere").mkdir(parents=True)
     path.rename(second / "elsewhere" / "rows.jsonl")
-    assert (
-        ensure(url, blob_of(CONTENT), "rows.jsonl", "halueval", PLACES).parent.name == "elsewhere"
-    )
+    assert ensure(*wanted).parent.name == "elsewhere"
     assert len(server.requests) == 1
 
 
@@ -271,9 +247,9 @@ def start(server: FileServer, target: Path) -> subprocess.Popen[str]:
 
 def test_two_processes_fetch_one_file_once(server, target):
     server.always = slowly(2)
-    first, second = start(server, target), start(server, target)
-    outputs = [process.communicate(timeout=60) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0]
+    both = start(server, target), start(server, target)
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
     assert sorted(out.strip() for out, _ in outputs) == ["fetched", "was there"]
     assert sum("another process is at it, waiting" in err for _, err in outputs) == 1
     assert server.requests == ["/rows.jsonl"]

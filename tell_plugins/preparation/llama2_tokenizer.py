@@ -16,8 +16,8 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.tokens import tokenizer_file
+from tell_plugins.preparation.card_files import HUGGINGFACE
 from tell_plugins.preparation.download import Places, fetch, write_record
-from tell_plugins.preparation.hub import HUGGINGFACE
 
 NAME, FILE = "llama2_tokenizer", "tokenizer.json"
 VOCABULARY = "317117d0ed0fa2d643533e2ad16aa34e72ec0091cba4a88a2b582c9e37f4458d"
