@@ -31,21 +31,18 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
     ("query", "kind", "held_out"),
     [
         (QUERIES[0], EQUAL, 0),
-        ("name three rivers of south america and the countries they flow through", EQUAL, 0),
-        ("name three rivers of south america -- and the countries they flow through", NEAR, 0),
+        (QUERIES[0].lower().rstrip("."), EQUAL, 0),
         ("  HOW do I bake\nbread? ", EQUAL, 1),
         ("how do I bake bread", NEAR, 1),
         ("Name four rivers of South America and the countries they flow through.", NEAR, 0),
         ("Name three long rivers of South America and countries they flow through.", NEAR, 0),
-        ("Please: how do I bake bread?", NEAR, 1),
-        ("Name three rivers of North Africa.", None, None),
         ("How do I bake a cake with three layers?", None, None),
         ("???", EQUAL, 3),  # no words: compared as it stands
         ("!!!", None, None),
-        ("Something else altogether", None, None),
     ],
 )
 def test_kinds(tmp_path, query, kind, held_out):
+    assert matches_of(general(tmp_path, [query]), []) == []
     matches = matches_of(general(tmp_path, ["unrelated text", query]), QUERIES)
     if kind is None or held_out is None:
         assert matches == []
@@ -53,10 +50,6 @@ def test_kinds(tmp_path, query, kind, held_out):
         [match] = matches
         assert match == Match(kind, 1, held_out, match.similarity)
         assert match.similarity == 100 or kind == NEAR
-
-
-def test_no_held_out_query(tmp_path):
-    assert matches_of(general(tmp_path, ["a", "b"]), []) == []
 
 
 def halueval_queries(real_data: Path) -> list[str]:
@@ -108,10 +101,7 @@ def cards(make_card) -> None:
         kind="general",
         train=[
             {"q": "HOW do I  bake bread?", "r": "With flour."},
-            {
-                "q": "Name four rivers of South America and the countries they flow through",
-                "r": "x",
-            },
+            {"q": QUERIES[0].replace("three", "four").rstrip("."), "r": "x"},
             {"q": "Something else altogether", "r": "y"},
         ],
     )
@@ -139,14 +129,10 @@ def test_report(cards, tmp_path, what, tell):
     ]
     rows = open_split(load_card("plain"), "train")
     assert found[1]["id"] == rows.ids[1].tobytes().hex()
-
-
-def test_report_of_a_recipe(cards, tmp_path, tell):
     recipe = tmp_path / "small.yaml"
     recipe.write_text("model: x\ndataset: [tell/rivers:task=1rows/general=1rows]\n")
-    assert "0   0.000%  are nearly one" in tell(
-        "data", "overlap", str(recipe), "--similarity", "100"
-    )
+    out = tell("data", "overlap", str(recipe), "--similarity", "100")
+    assert "0   0.000%  are nearly one" in out
 
 
 @pytest.mark.parametrize(

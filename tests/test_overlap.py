@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tell_plugins.core.errors import UserErrors
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import parse_spec
@@ -84,21 +83,6 @@ def test_tokens_of_dropped_rows_are_none_to_draw_from(leaky, monkeypatch):
     shares = [part["share"] for part in manifest_of(_build("general=20rows"))["sources"]]
     assert sum(share["rows"] for share in shares) == pytest.approx(1)
     assert sum(share["tokens"] for share in shares) == pytest.approx(1)
-
-
-@pytest.mark.usefixtures("leaky")
-def test_kept_overlaps_are_counted():
-    mixture = _build("general=all/overlap=keep")
-    assert len(mixture) == 8 + 44
-    assert {row["q"] for row in LEAKS} < set(_queries(mixture))
-    manifest = manifest_of(mixture)
-    assert manifest["overlap"]["general_rows_that_are_held_out_queries"] == 3
-    assert manifest["overlap"]["of_these_used"] == 3
-    assert manifest["sources"][1]["rows"]["dropped"] == {}
-    few = _build("general=10rows/overlap=keep")
-    used = sum(query in {row["q"] for row in LEAKS} for query in _queries(few))
-    assert manifest_of(few)["overlap"]["of_these_used"] == used
-    assert manifest_of(few)["overlap"]["general_rows_that_are_held_out_queries"] == 3
 
 
 @pytest.mark.usefixtures("leaky")
@@ -190,37 +174,6 @@ def test_a_test_row_among_the_training_rows_is_an_error(make_card, query, overla
         assert str(caught.where).endswith("t/train.jsonl, line 9")
 
 
-def test_rows_in_several_held_out_splits_are_told_together(make_card):
-    make_card("plain", kind="general", train=GENERAL)
-    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST, splits=SPLITS)
-    write_rows(folder / "validation.jsonl", TEST)
-    with pytest.raises(UserErrors) as caught:
-        _build()
-    assert "1 task rows are validation rows" in str(caught.value)
-    assert "1 task rows are test rows" in str(caught.value)
-
-
-def test_a_missing_test_file_is_no_licence_to_train_on_it(make_card):
-    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
-    folder = make_card("t", train=TASK, test=TEST)
-    (folder / "test.jsonl").unlink()
-    caught = error_of(_build)
-    assert "split 'test' is not here" in str(caught)
-    assert "./run.sh data t" in str(caught.remedy)
-    assert "overlap=keep" in str(caught.remedy)
-    mixture = _build("general=all/overlap=keep")
-    assert len(mixture) == 8 + 43
-    assert manifest_of(mixture)["overlap"]["checked"] is False
-    assert manifest_of(mixture)["sources"][1]["rows"]["held_out_queries"] is None, "not 0"
-
-
-def test_what_is_here_is_checked_even_when_another_split_is_missing(make_card):
-    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
-    make_card("t", train=[*TASK, TEST[0]], test=TEST, splits=SPLITS)
-    assert "1 task rows are test rows" in message_of(_build, "overlap=keep")
-    assert "split 'validation' is not here" in message_of(_build)
-
-
 def test_what_is_not_held_out_trains(make_card):
     """Of a card without held-out rows, and a task's own queries among the general rows."""
     make_card("plain", kind="general", train=[*GENERAL, *LEAKS, {"q": "task 3", "r": "x"}])
@@ -230,3 +183,40 @@ def test_what_is_not_held_out_trains(make_card):
     assert manifest_of(mixture)["overlap"]["checked"] is True, "there is nothing to hold out"
     make_card("t", train=TASK, test=TEST)
     assert len(_build()) == 8 + 41
+
+
+def test_rows_in_several_held_out_splits_are_told_together(make_card):
+    make_card("plain", kind="general", train=GENERAL)
+    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST, splits=SPLITS)
+    assert "1 task rows are test rows" in message_of(_build, "overlap=keep"), "what is here"
+    assert "split 'validation' is not here" in message_of(_build)
+    write_rows(folder / "validation.jsonl", TEST)
+    said = message_of(_build)
+    assert "1 task rows are validation rows" in said
+    assert "1 task rows are test rows" in said
+
+
+@pytest.mark.usefixtures("leaky")
+def test_kept_overlaps_are_counted():
+    mixture = _build("general=all/overlap=keep")
+    assert len(mixture) == 8 + 44
+    assert manifest_of(mixture)["sources"][1]["rows"]["dropped"] == {}
+    for text, used in (("all", 3), ("10rows", None)):
+        mixture = _build(f"general={text}/overlap=keep")
+        held = sum(query in {row["q"] for row in LEAKS} for query in _queries(mixture))
+        assert used in (held, None)
+        overlap = manifest_of(mixture)["overlap"]
+        assert overlap["general_rows_that_are_held_out_queries"] == 3
+        assert overlap["of_these_used"] == held
+
+
+def test_a_missing_test_file_is_no_licence_to_train_on_it(leaky):
+    (leaky / "test.jsonl").unlink()
+    caught = error_of(_build)
+    assert "split 'test' is not here" in str(caught)
+    for way in ("./run.sh data t", "overlap=keep"):
+        assert way in str(caught.remedy)
+    mixture = _build("general=all/overlap=keep")
+    assert len(mixture) == 8 + 44
+    assert manifest_of(mixture)["overlap"]["checked"] is False
+    assert manifest_of(mixture)["sources"][1]["rows"]["held_out_queries"] is None, "not 0"

@@ -54,23 +54,16 @@ def as_errors(rule: str, problem: UserError) -> list[Finding]:
 
 @dataclass
 class Checked:
-    """Everything that is known about a run before it runs; what is not known is None.
-
-    Attributes:
-        spec: the dataset string, where it is good.
-        counted: the rows by the model's own tokenizer, else by the one at hand.
-        limit: of a row's tokens.
-        own_tokens: the model's control tokens.
-    """
+    """Everything that is known about a run before it runs; what is not known is None."""
 
     recipe: Recipe
-    spec: Spec | None = None
+    spec: Spec | None = None  # the dataset string, where it is good
     mixture: Mixture | None = None
     plan: Plan | None = None
     exposure: Exposure | None = None
-    counted: Counted | None = None
-    limit: int | None = None
-    own_tokens: list[str] | None = None
+    counted: Counted | None = None  # by the model's own tokenizer, else by the one at hand
+    limit: int | None = None  # of a row's tokens
+    own_tokens: list[str] | None = None  # the model's control tokens
     findings: list[Finding] = field(default_factory=list)
 
     @property

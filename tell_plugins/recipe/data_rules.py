@@ -54,11 +54,12 @@ def read_dataset(recipe: Recipe) -> Spec:
 
 def _add_misfits(problems: Problems, spec: Spec, card: Card, where: str) -> None:
     """Add what the string asks of the card and the card does not have."""
-    strangers = [name for name in spec.splits if name not in card.splits]
-    problems += [unknown("split", name, card.splits, f"{where}, key 'split'") for name in strangers]
+    place = f"{where}, key 'split'"
+    problems += [
+        unknown("split", n, card.splits, place) for n in spec.splits if n not in card.splits
+    ]
     with problems:
-        if not strangers:
-            mixed_use.refuse_held_out(spec, f"{where}, key 'split'")
+        mixed_use.refuse_held_out(spec, place)
     if card.kind == GENERAL:
         with problems:
             refuse_measuring(card, where)

@@ -92,32 +92,21 @@ def need_model(model: str, flag: bool) -> None:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder with gated feed-forward layers (Llama, Gemma, Mistral, Qwen).
-
-    Attributes:
-        attention: numbers a token in query, key, value and output of one block.
-        modules: the linear layers of one block, name -> (inputs, outputs).
-        positions: the context the model was trained for.
-        biases: bias parameters of one block.
-        tied: whether input and output embeddings are one matrix.
-        skips_logits: whether its forward pass can leave out logits that carry no label.
-        quantised: whether its weights are stored in fewer bits (GPTQ, AWQ and the like).
-        beside: parameters beside the decoder, which are loaded and not trained (a vision tower).
-    """
+    """A decoder with gated feed-forward layers (Llama, Gemma, Mistral, Qwen)."""
 
     name: str
     layers: int
     hidden: int
     intermediate: int
-    attention: int
+    attention: int  # numbers a token in query, key, value and output of one block
     vocab: int
-    positions: int
-    modules: dict[str, tuple[int, int]]
-    biases: int
-    tied: bool
-    skips_logits: bool
-    quantised: bool
-    beside: int
+    positions: int  # the context the model was trained for
+    modules: dict[str, tuple[int, int]]  # the linear layers of one block: inputs, outputs
+    biases: int  # bias parameters of one block
+    tied: bool  # whether input and output embeddings are one matrix
+    skips_logits: bool  # whether its forward pass can leave out logits that carry no label
+    quantised: bool  # whether its weights are stored in fewer bits (GPTQ, AWQ and the like)
+    beside: int  # parameters that are loaded and not trained (a vision tower)
 
     @property
     def embedding(self) -> int:

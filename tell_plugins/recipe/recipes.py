@@ -42,19 +42,13 @@ class Recipe:
 
     `value` and its like give what is not in the recipe as ms-swift's default, and raise UserError
     for a value of another type; `get` gives what stands there.
-
-    Attributes:
-        values: ms-swift's keys as given; what is not given is ms-swift's default.
-        flags: keys that the command line gave; they won over the file.
-        written: for each number of the file, how it is written there.
-        places: where each key stands, for messages.
     """
 
     path: Path
-    values: dict[str, Any]
-    flags: frozenset[str] = frozenset()
-    written: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any]  # ms-swift's keys as given
+    flags: frozenset[str] = frozenset()  # keys that the command line gave, which won over the file
+    written: dict[str, str] = field(default_factory=dict)  # how each number stands in the file
+    places: dict[str, str] = field(default_factory=dict)  # where each key stands, for messages
 
     @property
     def name(self) -> str:

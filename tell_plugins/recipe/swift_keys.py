@@ -28,19 +28,13 @@ _TABLE = Path(__file__).parents[1] / "bridge" / "keys.json"
 
 
 class ModelTable(Shape):
-    """ms-swift's tables of models.
+    """ms-swift's tables of models."""
 
-    Attributes:
-        types: model type -> its `template` (None: several), `templates`, `architectures`, `layers`.
-        names: the last part of a hub's id, in lower case -> type and template.
-        templates: the names of all templates.
-        hybrid: those of models that answer with a think block or without.
-    """
-
+    # model type -> its `template` (None: several), `templates`, `architectures`, `layers`
     types: dict[str, dict[str, Any]]
-    names: dict[str, list[Any]]
+    names: dict[str, list[Any]]  # last part of a hub's id, in lower case -> type and template
     templates: list[str]
-    hybrid: list[str]
+    hybrid: list[str]  # templates of models that answer with a think block or without
 
     def known(self, model: str) -> list[str] | None:
         """Type and template of a model that ms-swift knows by its name, folder or hub id."""
@@ -55,18 +49,13 @@ class ModelTable(Shape):
 
 
 class SwiftKeys(Shape):
-    """What `swift sft` accepts: key -> its `default`, `choices` and `type` (a plain name).
-
-    Attributes:
-        made_by: the versions of the packages that decide it.
-        installed: whether the ms-swift of this environment said so.
-    """
+    """What `swift sft` accepts."""
 
     version: str
-    made_by: dict[str, str]
-    keys: dict[str, dict[str, Any]]
+    made_by: dict[str, str]  # the versions of the packages that decide it
+    keys: dict[str, dict[str, Any]]  # key -> its `default`, `choices` and `type` (a plain name)
     models: ModelTable
-    installed: bool = True
+    installed: bool = True  # whether the ms-swift of this environment said so
 
     def default(self, key: str) -> Any:
         return self.keys.get(key, {}).get("default")
