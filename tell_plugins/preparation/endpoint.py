@@ -48,10 +48,6 @@ class Refused(UserError):
     """A request that the server does not take, or answers with what is no answer."""
 
 
-class Unfit(Exception):
-    """Why the last of all answers to a question was not taken."""
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """Where to ask.
@@ -279,28 +275,30 @@ def ask_all(
     unanswered = 0  # requests in a row
     with track(len(todo), f"asking {args.model}", "rows") as bar:
         work = partial(_asked, check, endpoint, args)
-        for key, found in side_by_side(work, todo.items(), args.concurrency, in_order=False):
+        for key, text, problem in side_by_side(
+            work, todo.items(), args.concurrency, in_order=False
+        ):
             bar.update(1)
-            if isinstance(found, str):
-                write_json(kept / f"{key}.json", {"text": found})
-                answers[key], unanswered = found, 0
+            if problem is None:
+                write_json(kept / f"{key}.json", {"text": text})
+                answers[key], unanswered = text, 0
                 continue
-            failures[key] = str(found).splitlines()[0]
+            failures[key] = str(problem).splitlines()[0]
             # a refusal is the row's own where other rows were taken
-            alone = isinstance(found, Unfit) or (isinstance(found, Refused) and answers)
-            unanswered = 0 if alone else unanswered + 1
-            if unanswered == min(_GIVEN_UP, len(todo)):
+            is_down = isinstance(problem, Unreachable) or not (answers or isinstance(problem, str))
+            unanswered = unanswered + 1 if is_down else 0
+            if isinstance(problem, Exception) and unanswered == min(_GIVEN_UP, len(todo)):
                 print(f"{len(answers):,} answers are kept in {paths.shown(kept)}")
-                raise found
+                raise problem
     return answers, failures
 
 
 def _asked(
     check: Check, endpoint: Endpoint, args: argparse.Namespace, question: tuple[str, Messages]
-) -> tuple[str, str | Unfit | Refused | Unreachable]:
-    """The key and an answer that passes the check, or what came of all attempts."""
+) -> tuple[str, str, str | Refused | Unreachable | None]:
+    """The key, the last answer, and what is wrong with it after all attempts, if anything."""
     key, first = question
-    messages, problem = list(first), ""
+    messages, text, problem = list(first), "", None
     request: dict[str, Any] = {"model": args.model, "max_tokens": args.max_tokens}
     if args.temperature is not None:
         request["temperature"] = args.temperature
@@ -308,12 +306,12 @@ def _asked(
         try:
             answer = endpoint.ask(hint=_HINT, messages=messages, **request)
         except (Refused, Unreachable) as error:
-            return key, error
+            return key, "", error
         text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
-        problem = check(key, text) or ""
+        problem = check(key, text)
         if not problem:
-            return key, text
+            return key, text, None
         again = f"That cannot be used: {problem}. Answer again, as asked above."
         said = {"role": "assistant", "content": text}
         messages = [*first, said, {"role": "user", "content": again}]
-    return key, Unfit(problem)
+    return key, text, problem

@@ -95,7 +95,9 @@ class Task:
         """Where rows stand, such as "rows.csv, lines 2, 50"; at most `most` lines of a file."""
         found = []
         for split, file in self.files.items():
-            lines = [str(row.line) for row in rows if row.split == split]
+            # rows that were set aside to test with stand in the training file
+            own = {split, "test"} if split == "train" and "test" not in self.files else {split}
+            lines = [str(row.line) for row in rows if row.split in own]
             more = " ..." if len(lines[:most]) < len(lines) else ""
             plural = "s" if len(lines) > 1 else ""
             found += [f"{file.name}, line{plural} {', '.join(lines[:most])}{more}"] if lines else []
