@@ -16,9 +16,11 @@ def sentences() -> list[str]:
     return [json.loads(line)["output"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def bleurt_sentencepiece(folder: Path) -> Path:
+def bleurt(folder: Path) -> Path:
     """A 2-layer BLEURT with a SentencePiece vocabulary, as BLEURT-20 has one."""
     import sentencepiece
+    import torch
+    from bleurt_pytorch import BleurtConfig, BleurtForSequenceClassification
     from bleurt_pytorch.bleurt.tokenization_bleurt_sp import BleurtSPTokenizer
 
     folder.mkdir(parents=True)
@@ -36,39 +38,19 @@ def bleurt_sentencepiece(folder: Path) -> Path:
     )
     tokenizer = BleurtSPTokenizer(str(folder / "spm.model"))
     tokenizer.save_pretrained(str(folder))
-    _save_bleurt(folder, len(tokenizer) + 8, tokenizer.pad_token_id, embedding_size=16)
-    return folder
-
-
-def bleurt_wordpiece(folder: Path) -> Path:
-    """A 2-layer BLEURT with a WordPiece vocabulary of single characters, as bleurt-base has one."""
-    from bleurt_pytorch import BleurtTokenizer
-
-    folder.mkdir(parents=True)
-    letters = sorted(set("".join(sentences()).lower()) - set(" \n\t"))
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    BleurtTokenizer(str(folder / "vocab.txt")).save_pretrained(str(folder))
-    _save_bleurt(folder, len(words), 0, embedding_size=None)
-    return folder
-
-
-def _save_bleurt(folder: Path, words: int, padding: int, *, embedding_size: int | None) -> None:
-    import torch
-    from bleurt_pytorch import BleurtConfig, BleurtForSequenceClassification
-
     torch.manual_seed(0)
     config = BleurtConfig(
-        vocab_size=words,
-        embedding_size=embedding_size,
+        vocab_size=len(tokenizer) + 8,
+        embedding_size=16,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        pad_token_id=padding,
+        pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.5,  # so that different texts get visibly different scores
     )
     BleurtForSequenceClassification(config).save_pretrained(str(folder))
+    return folder
 
 
 def comet(folder: Path) -> Path:

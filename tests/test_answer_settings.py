@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import elsewhere
-from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_saved
+from tell_plugins.evaluation.answers import (
+    ANSWERS,
+    SETTINGS,
+    Prompt,
+    Settings,
+    answer_all,
+    read_saved,
+)
 from tell_plugins.recipe.recipes import Recipe
 from tests.chat_server import serving
-from tests.conftest import Cli, change
+from tests.conftest import Cli, change, message_of
 from tests.scripted_engine import ScriptedEngine, answer_by_script
 from tests.tiny import make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
@@ -130,20 +136,21 @@ def test_two_systems_of_one_served_model_are_refused_before_any_answer(recipe, t
         ("test", 90, "remedy:  a model with a longer context", None),
     ],
 )
-def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(split, longest, remedy, limit, tmp_path):
+def test_a_prompt_too_long_for_the_model_is_found_before_any_answer(
+    split, longest, remedy, limit, tmp_path
+):
     """A context of 90 tokens, and answers of up to 8."""
     engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
     engine.context = 90
     prompts = [Prompt(f"id-{row}", row, "x" * size) for row, size in enumerate((10, longest, 30))]
+    settings = Settings(card="c", split=split, anchor="none", rows=3, batch_size=2)
 
-    def answered(limit: int) -> int:
-        more = {"rows": 3, "max_new_tokens": limit, "batch_size": 2}
-        settings = Settings(card="c", split=split, anchor="none", **more)
-        folder = tmp_path / str(limit)
-        answer_all(engine, prompts, settings, folder, label="test")
-        return len(read_saved(folder).answers)
+    def answered(limit: int) -> Path:
+        more = settings.model_copy(update={"max_new_tokens": limit})
+        return answer_all(engine, prompts, more, tmp_path / str(limit), label="test")
 
-    with pytest.raises(UserError, match="prompt tokens, which leaves") as caught:
-        answered(8)
-    assert remedy in str(caught.value)
-    assert limit is None or answered(limit) == 3
+    said = message_of(answered, 8)
+    assert f"{longest} prompt tokens, which leaves {90 - longest}" in said
+    assert remedy in said
+    assert not (tmp_path / "8" / ANSWERS).exists()
+    assert limit is None or len(answered(limit).read_text().splitlines()) == 3

@@ -99,6 +99,7 @@ def test_every_prompt_is_answered_once_longest_first(engine, tmp_path):
     sizes = [line["prompt_tokens"] for line in lines]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == engine.prompt_tokens([PROMPTS[lines[0]["row"]].text])[0]
+    assert engine.context == engine.model.config.max_position_embeddings
     assert len(set(texts(whole).values())) > 24  # the model does answer what it is asked
 
 
@@ -163,21 +164,6 @@ def test_a_folder_of_answers_is_named_where_one_above_it_is(tmp_path):
         read_settings(tmp_path)
     assert caught.value.remedy == f"name {tmp_path}/run/test-greedy"
     assert "eval RECIPE writes one" in message_of(read_settings, tmp_path / "nowhere")
-
-
-def test_a_prompt_too_long_for_the_model_is_found_before_any_answer(engine, model, tmp_path):
-    """What fits is told by the model's own settings."""
-    longest = max(engine.prompt_tokens([prompt.text for prompt in PROMPTS]))
-    short, room = shutil.copytree(model, tmp_path / "short"), 10
-    config = json.loads((short / "config.json").read_text())
-    config["max_position_embeddings"] = longest + room
-    (short / "config.json").write_text(json.dumps(config))
-    engine = tiny_engine(short)
-    with pytest.raises(UserError, match=f"{longest} prompt tokens, which leaves {room}"):
-        answered(engine, tmp_path / "a", max_new_tokens=room + 1)
-    assert not (tmp_path / "a" / ANSWERS).exists()
-    content = answered(engine, tmp_path / "b", max_new_tokens=room)
-    assert len(texts(content)) == len(PROMPTS)
 
 
 @pytest.fixture(scope="module")
