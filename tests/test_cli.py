@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from tell_plugins import __version__, cli
 from tell_plugins.cli import VERBS, main
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.evaluation.options import Options
+from tell_plugins.evaluation.options import EVAL
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "swift", "transformers", "datasets", "pandas", "matplotlib", "sklearn", "openai")
@@ -104,11 +103,10 @@ def test_what_starts_at_once_loads_nothing_heavy(tmp_path):
 
 
 def test_each_option_of_eval_names_its_default():
-    for name, field in Options.model_fields.items():
-        if field.description and field.default:
-            extra: Any = field.json_schema_extra
-            default = field.description.rpartition("(default: ")[2].removesuffix(")")
-            assert extra["kind"](default) == field.default, name
+    for name, option in EVAL.items():
+        if option["default"]:
+            said = option["help"].rpartition("(default: ")[2].removesuffix(")")
+            assert option["type"](said) == option["default"], name
 
 
 @pytest.mark.parametrize(

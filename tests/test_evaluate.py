@@ -1,6 +1,5 @@
 """`eval` as its user calls it: options, folders, few-shot, servers, every metric, bad input."""
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +12,10 @@ import pytest
 from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import evaluate, scoring, verify
+from tell_plugins.evaluation import scoring, verify
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.judged import mean
-from tell_plugins.evaluation.options import Options, options_of
+from tell_plugins.evaluation.options import answer_folders
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import AnswerTable
 from tell_plugins.evaluation.scoring import System, load_scored
@@ -25,7 +24,7 @@ from tell_plugins.recipe.recipes import load_recipe
 from tests.chat_server import Reply, serving
 from tests.conftest import Cli, write_rows
 from tests.saved_answers import answer_line, counts, save_answers, save_lines
-from tests.scripted_engine import answer_by_script
+from tests.scripted_engine import answer_by_script, asked_of_eval
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 
 OPENING = "Here it is:\n"
@@ -90,16 +89,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_a_folder_says_what_is_not_the_default(asked, name):
-    assert list(Options(recipe="r", **asked).folders) == [name]
-
-
-def test_the_command_line_gives_the_options_and_their_defaults():
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    given = parser.parse_args(["r.yaml", "--rows", "3", "--adapter", "a", "b"])
-    given.flags = ["--model", "m"]
-    expected = Options(recipe="r.yaml", rows=3, adapter=["a", "b"], flags=["--model", "m"])
-    assert options_of(given) == expected
+    assert list(answer_folders(asked_of_eval(**asked))) == [name]
 
 
 @pytest.mark.parametrize(

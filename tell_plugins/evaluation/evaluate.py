@@ -32,7 +32,12 @@ from tell_plugins.evaluation.adapters import (
 )
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.engines import UrlEngine
-from tell_plugins.evaluation.options import Options, add_arguments, options_of, wrong_flags
+from tell_plugins.evaluation.options import (
+    add_arguments,
+    answer_folders,
+    contradictions,
+    wrong_flags,
+)
 from tell_plugins.evaluation.rivals import Examples
 from tell_plugins.evaluation.scorers.learned import Wanted, need_translation, wanted
 from tell_plugins.recipe.models import model_folder
@@ -46,40 +51,32 @@ def run(args: argparse.Namespace) -> int:
     from tell_plugins.evaluation.compare import compare
     from tell_plugins.evaluation.system_tables import print_summary, print_verdict
 
-    options = options_of(args)
-    task = answer(options)
-    labels, names = [adapter.label for adapter in task.adapters], list(options.folders)
-    print_summary(task.out, labels, names, task.card)
-    for adapter in task.adapters:
-        if adapter.path is not None and adapter.changes_nothing:
-            print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
-    for name in names if options.against else []:
-        *others, baseline = [task.out / label / name for label in labels]
-        print_verdict(compare([baseline, *others]))
-    return 0
-
-
-def answer(options: Options) -> Task:
-    """Answer and score everything that is asked for; what is there already is kept."""
-    recipe = load_recipe(options.recipe, options.flags)
-    raise_all([*wrong_flags(recipe), *options.contradictions()])
-    if options.against:
-        named = with_baseline(recipe, options.against, options.adapter)
-        options = options.model_copy(update={"adapter": named})
-    task = plan(recipe, options)
+    recipe = load_recipe(args.recipe, args.flags)
+    raise_all([*wrong_flags(recipe), *contradictions(args)])
+    if args.against:
+        args.adapter = with_baseline(recipe, args.against, args.adapter)
+    task = plan(recipe, args)
     for note in task.notes:
         print(note, flush=True)
     with only_one(task.out, "eval"):
         for number, adapters in enumerate(_loads(task)):
             _answer_with_one_load(task, adapters, first=number == 0)
-    return task
+    labels, names = [adapter.label for adapter in task.adapters], list(answer_folders(args))
+    print_summary(task.out, labels, names, task.card)
+    for adapter in task.adapters:
+        if adapter.path is not None and adapter.changes_nothing:
+            print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
+    for name in names if args.against else []:
+        *others, baseline = [task.out / label / name for label in labels]
+        print_verdict(compare([baseline, *others]))
+    return 0
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one call of `eval` has to do."""
+    """What one call of `eval` has to do; `asked` are its options."""
 
-    options: Options
+    asked: Any
     recipe: Recipe
     card: Card
     anchor: str
@@ -87,7 +84,6 @@ class Task:
     adapters: list[Adapter]
     general: list[tuple[str, str]]
     foreign: elsewhere.Foreign | None
-    max_new_tokens: int
     learned: Wanted
     out: Path
     notes: list[str]  # what is to be said before the first answer
@@ -95,49 +91,48 @@ class Task:
     @property
     def served(self) -> bool:
         """Whether a server answers."""
-        return engines.is_url(self.options.engine)
+        return engines.is_url(self.asked.engine)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return prompting.answer_limit(self.card, self.asked.max_new_tokens)
 
 
-# --- planning -------------------------------------------------------------------------------------
-
-
-def plan(recipe: Recipe, options: Options) -> Task:
+def plan(recipe: Recipe, asked: Any) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
     remedy = "name the recipe of the task, and this run's folder with --adapter"
     card = prompting.task_card(recipe, "task to score", remedy)
     card_validator(card)  # a schema that cannot be applied is told before anything is asked
-    decoding(options.decoding)
-    engines.need_kind(options.engine, options.model_name)
-    learned = wanted(options)
+    decoding(asked.decoding)
+    engines.need_kind(asked.engine, asked.model_name)
+    learned = wanted(asked)
     need_translation(card, learned)
-    adapters = find_adapters(options.adapter, recipe, rivals.RIVALS)
+    adapters = find_adapters(asked.adapter, recipe, rivals.RIVALS)
     for adapter in adapters:
         rivals.refuse_unfit(adapter.rival, card)
-    found = None if engines.is_url(options.engine) else trained_with.found_by_swift
+    found = None if engines.is_url(asked.engine) else trained_with.found_by_swift
     recipe, notes = trained_with.as_trained(recipe, adapters, found)
-    anchor = options.anchor or recipe.spec.anchor
-    if options.shots:
-        rivals.choose_examples(card, anchor, options.shots)
-    task, prompts = prompting.task_prompts(card, options.split, anchor, options.rows)
-    scaled = len(adapters) - bool(options.against)  # a baseline stays as it is
-    if options.anchor is None:
+    anchor = asked.anchor or recipe.spec.anchor
+    if asked.shots:
+        rivals.choose_examples(card, anchor, asked.shots)
+    task, prompts = prompting.task_prompts(card, asked.split, anchor, asked.rows)
+    scaled = len(adapters) - bool(asked.against)  # a baseline stays as it is
+    if asked.anchor is None:
         raise_all(list(trained_with.other_anchors(adapters, task)))
     notes += trained_with.rows_trained_on(adapters, task, prompts)
     specs = [recipe.spec, *(spec for adapter in adapters if (spec := adapter.spec))]
-    rows = options.general_rows
-    general = prompting.general_rows(specs, card, rows) if rows else []
+    rows = asked.general_rows
     return Task(
-        options=options,
+        asked=asked,
         recipe=recipe,
         card=card,
         anchor=anchor,
         prompts=prompts,
-        adapters=at_scales(adapters[:scaled], options.scales) + adapters[scaled:],
-        general=general,
-        foreign=elsewhere.foreign(options.retention_rows) if general else None,
-        max_new_tokens=prompting.answer_limit(card, options.max_new_tokens),
+        adapters=at_scales(adapters[:scaled], asked.scales) + adapters[scaled:],
+        general=prompting.general_rows(specs, card, rows) if rows else [],
+        foreign=elsewhere.foreign(asked.retention_rows) if rows else None,
         learned=learned,
-        out=paths.user_target(options.out) if options.out else recipe.output_dir / "eval",
+        out=paths.user_target(asked.out) if asked.out else recipe.output_dir / "eval",
         notes=notes,
     )
 
@@ -156,14 +151,9 @@ def _loads(task: Task) -> list[list[Adapter]]:
 def _engine(task: Task, adapters: list[Adapter]) -> Any:
     if all(adapter.rival == rivals.WORDS for adapter in adapters):
         return rivals.NO_MODEL
-    options = task.options
-    return engines.make_engine(
-        options.engine,
-        task.recipe,
-        adapters,
-        batch_size=options.batch_size,
-        model_name=options.model_name,
-    )
+    asked = task.asked
+    more = {"batch_size": asked.batch_size, "model_name": asked.model_name}
+    return engines.make_engine(asked.engine, task.recipe, adapters, **more)
 
 
 def _anchors_by_itself(engine: Engine, task: Task) -> bool:
@@ -172,7 +162,7 @@ def _anchors_by_itself(engine: Engine, task: Task) -> bool:
     Raises UserError where the test is to be without it.
     """
     own = task.recipe.spec.anchor
-    front = in_front(open_task(task.card, task.options.split, own).anchor.text)
+    front = in_front(open_task(task.card, task.asked.split, own).anchor.text)
     if not front or not isinstance(engine, UrlEngine) or not engine.puts_in_front(front):
         return False
     if task.anchor != own:
@@ -233,9 +223,9 @@ def _answer(engine: Any, task: Task, adapter: Adapter) -> None:
 
 def _with_examples(engine: Engine, task: Task, adapter: Adapter) -> tuple[Engine, Examples | None]:
     """What answers the task, and the examples in front of each question."""
-    spec, shots = task.recipe.spec, task.options.shots
+    spec, shots = task.recipe.spec, task.asked.shots
     if adapter.rival == rivals.WORDS:
-        return rivals.by_words(spec, task.card, task.prompts, task.options.split), None
+        return rivals.by_words(spec, task.card, task.prompts, task.asked.split), None
     if adapter.rival == rivals.CHOICES:
         return rivals.by_choice(engine, task.card), None
     if adapter.rival:
@@ -254,9 +244,9 @@ def _asked(
     of_task = {
         "prompts_sha256": prompting.prompts_sha256(task.prompts),
         "rows_sha256": prompting.pairs_sha256(history) if history else "",
-        "shots": len(history) or task.options.shots,
+        "shots": len(history) or task.asked.shots,
     }
-    for name, seed in task.options.folders.items():
+    for name, seed in answer_folders(task.asked).items():
         settings = same.model_copy(update=of_task | {"seed": seed})
         yield Asked(out / name, task.prompts, settings, history)
     if task.foreign is not None and not adapter.rival:  # which has nothing to say to them
@@ -273,7 +263,7 @@ def _asked(
 
 def _settings(engine: Engine, task: Task, adapter: Adapter) -> Settings:
     """What the answers to the task and to general questions have in common, the task's first."""
-    options, model = task.options, str(task.recipe.get("model"))
+    options, model = task.asked, str(task.recipe.get("model"))
     keys, files = task.recipe.values, ""
     if task.served:  # which gets the system prompt alone
         model, system = engine.model_name, system_text(task.recipe.get("system"))
