@@ -18,9 +18,15 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answers import infer_schema, json_of_python, kind_of
 from tell_plugins.preparation.forms import Row as TaskRow
-from tell_plugins.preparation.method import general_rows_for, method_of, repeat_of
 from tell_plugins.preparation.own_task import split_off_test
-from tell_plugins.preparation.task_recipe import _patterns, recipe_of, short_names
+from tell_plugins.preparation.task_recipe import (
+    _patterns,
+    general_rows_for,
+    method_of,
+    recipe_of,
+    repeat_of,
+    short_names,
+)
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tests.conftest import PROJECT
 from tests.own_task import ANCHOR, Own, Row

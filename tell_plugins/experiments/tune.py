@@ -47,8 +47,7 @@ from tell_plugins.experiments.tune_choice import (
     parts_of,
     result_of,
 )
-from tell_plugins.preparation.method import Method
-from tell_plugins.preparation.task_recipe import recipe_text
+from tell_plugins.preparation.task_recipe import Method, recipe_text
 from tell_plugins.recipe.recipes import TUNED, Recipe, load_recipe
 from tell_plugins.recipe.schedule import training_of
 

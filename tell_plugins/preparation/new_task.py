@@ -25,14 +25,18 @@ from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.answers import METRICS
 from tell_plugins.preparation.card_files import card_text, check_name, make_known
 from tell_plugins.preparation.forms import Row
-from tell_plugins.preparation.method import DEFAULT, METHODS, method_of, settings_for, there
 from tell_plugins.preparation.own_task import HELD_OUT, SCHEMA_FILE, Task, folds_of, read_task
 from tell_plugins.preparation.showing import CHARS_SHOWN, as_seen
 from tell_plugins.preparation.task_recipe import (
+    DEFAULT,
+    METHODS,
+    method_of,
     own_recipe,
     recipe_name,
     recipe_of,
+    settings_for,
     short_names,
+    there,
 )
 from tell_plugins.recipe.lengths import own_tokenizer
 from tell_plugins.recipe.recipes import Recipe
