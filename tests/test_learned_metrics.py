@@ -6,7 +6,6 @@ import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,10 +15,10 @@ from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.scorers import learned
 from tell_plugins.evaluation.scorers.learned import (
     DEFAULT_MODELS,
-    Bleurt,
-    Comet,
     LearnedMetric,
     Triple,
+    bleurt,
+    comet,
     score_documents,
     wanted,
 )
@@ -54,10 +53,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def loaded(checkpoints) -> dict[str, LearnedMetric]:
-    return {
-        kind: (Comet if kind == "comet" else Bleurt)(str(path))
-        for kind, path in checkpoints.items()
-    }
+    return {kind: getattr(learned, kind)(str(path)) for kind, path in checkpoints.items()}
 
 
 @pytest.fixture(params=KINDS)
@@ -107,7 +103,7 @@ def test_scores_equal_the_librarys_own_calls(checkpoints, loaded):
     samples = [{"src": p.source, "mt": p.hypothesis, "ref": p.reference} for p in PAIRS]
     model = load_from_checkpoint(str(file))
     expected = model.predict(samples, batch_size=8, gpus=0, progress_bar=False)["scores"]
-    for metric in (loaded["comet"], Comet(str(file))):
+    for metric in (loaded["comet"], comet(str(file))):
         assert metric.score(PAIRS) == pytest.approx(expected, abs=1e-4)
 
 
@@ -152,37 +148,27 @@ def test_learned_scores_are_kept_while_the_answers_are_the_same(folder, checkpoi
     assert not {"BLEURT", "COMET"} & set(scoring.write(folder).headline)
 
 
-class _Constant(LearnedMetric):
-    """A metric that costs nothing and counts what it is asked."""
+def test_learned_scores_are_computed_once_for_each_checkpoint(folder, tmp_path, monkeypatch):
+    loaded, scored = [], []
 
-    name, limit = "comet", 512
-    loaded: ClassVar[list[str]] = []
-    scored: ClassVar[list[int]] = []
-
-    def __init__(self, model: str) -> None:
-        self.model_name = model
-        self.loaded.append(model)
-
-    def lengths(self, triples: Sequence[Triple]) -> list[int]:
-        return [5] * len(triples)
-
-    def score(self, triples: Sequence[Triple]) -> list[float]:
-        self.scored.append(len(triples))
+    def score(triples: Sequence[Triple]) -> list[float]:
+        scored.append(len(triples))
         return [0.5] * len(triples)
 
+    def constant(model: str) -> LearnedMetric:
+        loaded.append(model)
+        return LearnedMetric("comet", model, 512, lambda triples: [5] * len(triples), score)
 
-def test_learned_scores_are_computed_once_for_each_checkpoint(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(learned, "Comet", _Constant)
+    monkeypatch.setattr(learned, "comet", constant)
     other = save_answers(tmp_path / "other", "lines", ["Eitt", "Rigning", "Sol\nog tungl"])
     one, two = f"{tmp_path.name}/one", f"{tmp_path.name}/two"
     for answers in (folder, other, folder, other):
         assert f"comet {one}" in scoring.write(answers, {"comet": one}).first.measures
-    assert _Constant.loaded == [one]
-    assert len(_Constant.scored) == 2
+    assert (loaded, len(scored)) == ([one], 2)
     again = scoring.write(folder, {"comet": two}).first.measures
     assert f"comet {two}" in again
     assert f"comet {one}" not in again
-    assert _Constant.loaded == [one, two]
+    assert loaded == [one, two]
 
 
 def test_which_checkpoint_is_taken(monkeypatch):
@@ -214,13 +200,13 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(checkpoints, tmp_path, m
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "hparams.yaml").write_bytes((checkpoints["comet"] / "hparams.yaml").read_bytes())
     torch.save({"state_dict": {}, "x": _Harmful()}, folder / "checkpoints" / "model.ckpt")
-    assert "it holds more than weights" in message_of(Comet, str(folder))
-    for kind in (Bleurt, Comet):
+    assert "it holds more than weights" in message_of(comet, str(folder))
+    for kind in (bleurt, comet):
         assert "no checkpoint at" in message_of(kind, str(tmp_path / "nowhere"))
         assert "no checkpoint of this metric" in message_of(kind, str(tmp_path))
     (folder / "checkpoints" / "model.ckpt").write_bytes(pickle.dumps(_Harmful()))
     with pytest.raises(UserError):
-        Comet(str(folder))
+        comet(str(folder))
     assert not (tmp_path / "harmed").exists()
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,93 +157,78 @@ class Triple(NamedTuple):
     reference: str
 
 
-class LearnedMetric:
-    """A loaded metric. It cuts what is longer than `limit` tokens."""
+class LearnedMetric(NamedTuple):
+    """A loaded metric; `score` cuts what is longer than `limit` tokens.
+
+    `lengths` gives the tokens that it needs for each segment, special tokens included.
+    """
 
     name: str
-    model_name: str
+    model: str
     limit: int
-
-    def lengths(self, triples: Sequence[Triple]) -> list[int]:
-        """The tokens that the metric needs for each segment, special tokens included."""
-        raise NotImplementedError
-
-    def score(self, triples: Sequence[Triple]) -> list[float]:
-        """One score a segment."""
-        raise NotImplementedError
+    lengths: Callable[[Sequence[Triple]], list[int]]
+    score: Callable[[Sequence[Triple]], list[float]]
 
     def over_limit(self, triples: Sequence[Triple]) -> list[int]:
         """The positions of the segments that lose text."""
         return [i for i, length in enumerate(self.lengths(triples)) if length > self.limit]
 
 
-class Bleurt(LearnedMetric):
+def bleurt(model: str) -> LearnedMetric:
     """BLEURT by bleurt-pytorch: reads reference and translation together (512 tokens)."""
+    import torch
 
-    name = "bleurt"
+    source = _local_or_name(model)
+    with _loading(model):
+        from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
 
-    def __init__(self, model: str) -> None:
-        import torch
+        tokenizer: Any = BleurtTokenizer.from_pretrained(source)
+        network: Any = BleurtForSequenceClassification.from_pretrained(source).eval()
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    limit = int(network.config.max_position_embeddings)
 
-        self.model_name = model
-        source = _local_or_name(model)
-        with _loading(model):
-            from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
-
-            self._tokenizer: Any = BleurtTokenizer.from_pretrained(source)
-            self._model: Any = BleurtForSequenceClassification.from_pretrained(source).eval()
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.limit = int(self._model.config.max_position_embeddings)
-
-    def _encoded(self, triples: Sequence[Triple], **settings: Any) -> Any:
+    def encoded(triples: Sequence[Triple], **settings: Any) -> Any:
         references, hypotheses = ([t.reference for t in triples], [t.hypothesis for t in triples])
-        return self._tokenizer(references, hypotheses, verbose=False, **settings)
+        return tokenizer(references, hypotheses, verbose=False, **settings)
 
-    def lengths(self, triples: Sequence[Triple]) -> list[int]:
-        return [len(ids) for ids in self._encoded(triples, truncation=False)["input_ids"]]
+    def lengths(triples: Sequence[Triple]) -> list[int]:
+        return [len(ids) for ids in encoded(triples, truncation=False)["input_ids"]]
 
-    def score(self, triples: Sequence[Triple]) -> list[float]:
-        import torch
-
+    def score(triples: Sequence[Triple]) -> list[float]:
         parts = [triples[start : start + _BATCH] for start in range(0, len(triples), _BATCH)]
-        cut = {"truncation": "longest_first", "max_length": self.limit}
+        cut = {"truncation": "longest_first", "max_length": limit}
         found: list[float] = []
         with torch.inference_mode(), _quiet():
             for part in tracked(parts, "BLEURT", "batches", len(parts)):
-                encoded = self._encoded(part, padding="longest", return_tensors="pt", **cut)
-                logits = self._model(**encoded.to(self._model.device)).logits
-                found += logits.flatten().tolist()
+                batch = encoded(part, padding="longest", return_tensors="pt", **cut)
+                found += network(**batch.to(network.device)).logits.flatten().tolist()
         return found
 
+    return LearnedMetric("bleurt", model, limit, lengths, score)
 
-class Comet(LearnedMetric):
+
+def comet(model: str) -> LearnedMetric:
     """COMET by unbabel-comet: reads source, translation and reference, each on its own."""
+    import torch
 
-    name = "comet"
+    path = Path(_local_or_name(model))
+    with _loading(model):
+        from comet import download_model, load_from_checkpoint
 
-    def __init__(self, model: str) -> None:
-        self.model_name = model
-        path = Path(_local_or_name(model))
-        with _loading(model):
-            from comet import download_model, load_from_checkpoint
+        if not path.exists():
+            path = Path(download_model(model))
+        file = path / "checkpoints" / "model.ckpt" if path.is_dir() else path
+        network: Any = load_from_checkpoint(str(file))
 
-            if not path.exists():
-                path = Path(download_model(model))
-            file = path / "checkpoints" / "model.ckpt" if path.is_dir() else path
-            self._model: Any = load_from_checkpoint(str(file))
-        self.limit = int(self._model.encoder.max_positions) - 2
-
-    def lengths(self, triples: Sequence[Triple]) -> list[int]:
+    def lengths(triples: Sequence[Triple]) -> list[int]:
         texts = [text for triple in triples for text in triple]
-        encoded = self._model.encoder.tokenizer(texts, truncation=False, verbose=False)
+        encoded = network.encoder.tokenizer(texts, truncation=False, verbose=False)
         counts = [len(ids) for ids in encoded["input_ids"]]
         return [max(counts[i : i + 3]) for i in range(0, len(counts), 3)]
 
-    def score(self, triples: Sequence[Triple]) -> list[float]:
-        import torch
-
+    def score(triples: Sequence[Triple]) -> list[float]:
         with _quiet():
-            prediction = self._model.predict(
+            prediction = network.predict(
                 [{"src": t.source, "mt": t.hypothesis, "ref": t.reference} for t in triples],
                 batch_size=_BATCH,
                 gpus=1 if torch.cuda.is_available() else 0,
@@ -251,11 +236,13 @@ class Comet(LearnedMetric):
             )
         return [float(score) for score in prediction["scores"]]
 
+    return LearnedMetric("comet", model, int(network.encoder.max_positions) - 2, lengths, score)
+
 
 @functools.cache
 def load_metric(name: str, model: str) -> LearnedMetric:
     """The metric `bleurt` or `comet` of a checkpoint, loaded once a process."""
-    return Bleurt(model) if name == "bleurt" else Comet(model)
+    return bleurt(model) if name == "bleurt" else comet(model)
 
 
 def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
@@ -270,11 +257,11 @@ def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
     ]
     triples = [triple for _, triple in lines]
     whole: list[Triple] = []
-    if isinstance(metric, Bleurt):
+    if metric.name == "bleurt":
         whole = [Triple("", one_line(doc.answer), one_line(doc.reference)) for doc in docs]
     return LearnedScores(
         metric=metric.name,
-        model=metric.model_name,
+        model=metric.model,
         answers_sha256=scored.sha256,
         limit=metric.limit,
         segments=metric.score(triples),
