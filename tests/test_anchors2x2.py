@@ -12,6 +12,7 @@ from tell_plugins.evaluation.elsewhere import Elsewhere, read_general
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.scoring import System, load_scored
 from tell_plugins.experiments.anchors2x2 import CELLS, Cell, effects, show, write
+from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change
 from tests.saved_answers import save_answers
 from tests.tiny import make_tiny_cards, tiny_recipe
@@ -91,10 +92,8 @@ def test_two_runs_four_cells(make_card, model, tmp_path, tell):
     ]
     assert {manifest["anchor"]["choice"] for manifest, _ in trained} == {"card", "none"}
     assert [args["learning_rate"] for _, args in trained] == [0.02, 0.02]
-    asked = [
-        json.loads(p.read_text())["anchor"] for p in out.glob("runs/tiny*/eval/*/options.json")
-    ]
-    assert sorted(asked) == ["card", "card", "none", "none"]
+    asked = [load_recipe(file) for file in out.glob("runs/tiny*/eval/*/recipe.yaml")]
+    assert sorted(recipe.spec.anchor for recipe in asked) == ["card", "card", "none", "none"]
     cells, added = (
         list(csv.DictReader((out / f"anchors2x2_r_{name}.csv").open()))
         for name in ("cells", "effects")

@@ -55,7 +55,8 @@ def _finished(out: Path, plan: SweepPlan) -> Study:
     for run in plan.everything:
         run.prepare()
         write_json(run.folder / TRAINED, {"steps": 1})
-        write_json(run.eval_folder / EVALUATED, {"seconds": 1})
+        evaluated = {"seconds": 1, "content": run.asked.content}
+        write_json(run.eval_folder / EVALUATED, evaluated)
     study = study_of(plan, "./run.sh sweep made.yaml")
     write_json(index_file(out, study), study.model_dump(mode="json"))
     return study
@@ -65,8 +66,8 @@ def test_answers_to_the_prompts_of_now_are_kept(world, out):
     """Those of a release that did not say what was asked, too."""
     _finished(out, _plan(world, out))
     assert list(other_answers(_plan(world, out).everything)) == []
-    for file in out.glob("runs/*/eval/*/options.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "content": None}))
+    for file in out.glob("runs/*/eval/*/evaluated.json"):
+        file.write_text('{"seconds": 1}')
     _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
     assert list(other_answers(_plan(world, out).everything)) == []
 

@@ -220,18 +220,14 @@ def test_other_data_is_another_run_and_so_is_another_seed(world):
     assert _plan(world, runs={"A": {}}, seeds=[1]).entries[0].id != first.id
 
 
-def test_what_a_rival_is_asked(world):
-    """It learns from the task rows of its point, and answers nothing general."""
+def test_what_a_rival_learns_from(world):
+    """The task rows of its point, with the anchor of the test in front."""
     runs = {"counting": {"rival": "words"}, "examples": {"rival": "shots", "test_anchor": "none"}}
-    counting, examples = _plan(world, runs=runs).entries
-    assert counting.planned["exposure"] is None
-    job = counting.prepare()
-    assert (job.trained, job.steps) == (True, 0)
-    options = json.loads((job.eval_folder / "options.json").read_text())
-    assert (options["rival"], options["general_rows"]) == ("words", 0)
-    asked = load_recipe(job.eval_folder / "recipe.yaml").spec
-    assert asked == parse_spec("tell/tiny_task:task=8rows/general=0")
-    assert load_recipe(examples.prepare().eval_folder / "recipe.yaml").spec.anchor == "none"
+    for run, more in zip(_plan(world, runs=runs).entries, ("", "/anchor=none"), strict=True):
+        assert run.planned["exposure"] is None
+        assert (run.prepare().trained, run.steps) == (True, 0)
+        asked = load_recipe(run.eval_folder / "recipe.yaml").spec
+        assert asked == parse_spec(f"tell/tiny_task:task=8rows/general=0{more}")
 
 
 @pytest.mark.parametrize(("task", "general"), [(1, 47), (5, 9), (8, 1), (15, 24)])
@@ -278,6 +274,8 @@ def test_what_a_worker_asks_of_eval(world, monkeypatch):
     assert adapters == ["none", "checkpoint-3", "checkpoint-3", "words"]
     assert all(command[command.index("--shots") + 1] == "2" for command in asked)
     assert ["--anchor" in command for command in asked] == [False, False, True, False]
+    general = [command[command.index("--general-rows") + 1] for command in asked]
+    assert general == ["4", "4", "4", "0"]
 
 
 def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world):

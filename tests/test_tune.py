@@ -19,7 +19,7 @@ from tell_plugins.evaluation.adapters import with_baseline
 from tell_plugins.evaluation.differences import Measure, measure_of
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.experiments import tune
-from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
+from tell_plugins.experiments.store import EVALUATED, TRAINED, Run
 from tell_plugins.experiments.tune import OWN, RUNGS, better_half, fitting, seconds_needed
 from tell_plugins.experiments.tune_choice import PARTS, Result, choose, result_of
 from tell_plugins.recipe.recipes import load_recipe
@@ -55,7 +55,7 @@ class Runs:
         monkeypatch.setattr(tune, "run_here", self)
         monkeypatch.setattr(tune, "other_answers", lambda runs: [])  # made up, too
 
-    def __call__(self, jobs: Sequence[Job], slots: object) -> None:
+    def __call__(self, jobs: Sequence[Run], slots: object) -> None:
         self.first = self.first or [job.label.split(" (")[0] for job in jobs]
         for job in jobs:
             name = job.label.split(" (")[0]
@@ -66,12 +66,11 @@ class Runs:
                 continue
             seconds = None if len(self.started) <= self.resumed else self.seconds
             _write(job.folder / TRAINED, {"steps": job.steps, "seconds": seconds})
-            options = json.loads((job.eval_folder / "options.json").read_text())
-            for scale in str(options.get("scales", "1")).split(","):
+            for scale in str(job.asked.options.get("scales", "1")).split(","):
                 self._answer(job, name, float(scale))
             _write(job.eval_folder / EVALUATED, {"seconds": 1.0})
 
-    def _answer(self, job: Job, name: str, scale: float) -> None:
+    def _answer(self, job: Run, name: str, scale: float) -> None:
         recipe = yaml.safe_load((job.eval_folder / "recipe.yaml").read_text())
         card = load_card(recipe["dataset"][0].partition("/")[2].partition(":")[0])
         task = open_task(card, "validation", "card")

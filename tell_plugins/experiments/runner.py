@@ -22,18 +22,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from tell_plugins.bridge.embedded_model import WEIGHTS, is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.guard import guarded
-from tell_plugins.experiments.store import RUN, Job
+from tell_plugins.experiments.store import RUN, Job, Run
 from tell_plugins.experiments.worker import Worker
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.swift_keys import project_environment
 
+_Job = TypeVar("_Job", bound=Job)
 _RUN_BYTES = 3 * 2**30  # of one training of a small model, measured; its libraries are half of it
 _COPIES = 4  # of the weights, at most: as they are read, as they train, what a step computes
 
@@ -106,18 +107,18 @@ def slots(jobs: int | None, *, needs_gpu: bool, models: Collection[str]) -> list
     return [{} if "OMP_NUM_THREADS" in os.environ else threads] * count
 
 
-def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
+def by_folder(jobs: Sequence[_Job]) -> list[list[_Job]]:
     """The jobs in groups that share a run; those are done one after the other.
 
     What needs no training comes first, then the longest: so the last to end does not run alone.
     """
-    groups: dict[Path, list[Job]] = defaultdict(list)
+    groups: dict[Path, list[_Job]] = defaultdict(list)
     for job in jobs:
         groups[job.folder].append(job)
     return sorted(groups.values(), key=lambda group: (group[0].steps > 0, -group[0].steps))
 
 
-def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
+def run_here(jobs: Sequence[Run], slots: Sequence[Mapping[str, str]]) -> None:
     """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
     here, stop = project_environment(), Event()
     with guarded(jobs[0].folder.parent, here):
@@ -125,8 +126,8 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
 
 
 def run_all(
-    jobs: Sequence[Job],
-    workers: Sequence[Callable[[Job], object]],
+    jobs: Sequence[_Job],
+    workers: Sequence[Callable[[_Job], object]],
     stop: Event,
     said: str = "started",
 ) -> None:
@@ -135,7 +136,7 @@ def run_all(
     groups = iter(by_folder(jobs))  # each worker takes the next that is left
     started = itertools.count(1)
 
-    def do_all(do: Callable[[Job], object]) -> None:
+    def do_all(do: Callable[[_Job], object]) -> None:
         for job in itertools.chain.from_iterable(groups):
             if stop.is_set():
                 return
@@ -206,7 +207,7 @@ _DETACHED = (
 )
 
 
-def run_on_ray(jobs: Sequence[Job], address: str, *, at_once: int | None, needs_gpu: bool) -> None:
+def run_on_ray(jobs: Sequence[Run], address: str, *, at_once: int | None, needs_gpu: bool) -> None:
     """Do the jobs on the Ray cluster at `address` (`auto`, `local` or host:port).
 
     Every task asks for one GPU where the cluster has any and the recipe uses one, else for one
@@ -257,7 +258,7 @@ def run_with(ray: Any, jobs: Sequence[Job], *, at_once: int | None, needs_gpu: b
     run_all(jobs, [work] * (at_once or len(by_folder(jobs))), stop, "given to Ray")
 
 
-def on_node(job: Job) -> str | None:
+def on_node(job: Run) -> str | None:
     """Do one job as a task of Ray; the node's name where it does not see the run's folder."""
     if not (job.folder / RUN).is_file():
         return platform.node()

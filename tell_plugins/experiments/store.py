@@ -29,8 +29,7 @@ from tell_plugins.experiments.sweep import Cell
 from tell_plugins.recipe.recipes import Recipe
 
 RUN, TRAINED, EVALUATED, FAILED = "run.json", "trained.json", "evaluated.json", "failed.json"
-RECIPE, OPTIONS = "recipe.yaml", "options.json"
-TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
+RECIPE, TRAIN_FOLDER, EVAL_FOLDER = "recipe.yaml", "train", "eval"
 AGAIN = "restore the file, or remove the run's folder and start the sweep again"
 
 
@@ -212,13 +211,10 @@ class Run(Job):
         if not (self.folder / RUN).is_file():
             write_json(self.folder / RUN, self.about)
         if not self.done:
-            asked, options = self.asked.dataset, {**self.asked.options}
-            options |= {"anchor": self.asked.anchor, "content": self.asked.content}
-            if self.cell.rival:  # no language model, so it is asked nothing general
-                asked = str(self.spec.with_values(anchor=self.asked.anchor))
-                options |= {"rival": self.cell.rival, "general_rows": 0, "retention_rows": None}
-            self._write_recipe(self.eval_folder, {**values, "dataset": [asked]})
-            write_json(self.eval_folder / OPTIONS, options)
+            dataset = self.asked.dataset
+            if self.cell.rival:
+                dataset = str(self.spec.with_values(anchor=self.asked.anchor))
+            self._write_recipe(self.eval_folder, {**values, "dataset": [dataset]})
         return self
 
     def _write_recipe(self, folder: Path, values: dict[str, Any]) -> None:
@@ -242,7 +238,7 @@ def other_answers(runs: Iterable[Run]) -> Iterator[UserError]:
     stale: dict[str, list[Path]] = defaultdict(list)
     for run in runs:
         if run.done:
-            saved = read_json(run.eval_folder / OPTIONS, dict[str, Any], AGAIN) or {}
+            saved = facts_in(run.eval_folder, EVALUATED)
             if saved.get("content") not in (None, run.asked.content):
                 stale[run.evaluation].append(run.eval_folder)
     for name, folders in stale.items():

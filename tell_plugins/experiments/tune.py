@@ -37,7 +37,7 @@ from tell_plugins.experiments.runner import (
     run_here,
     slots,
 )
-from tell_plugins.experiments.store import Job, Pace, Run, other_answers, pace
+from tell_plugins.experiments.store import Pace, Run, other_answers, pace
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -197,7 +197,7 @@ class Trial:
             if name not in failed
         ]
 
-    def _finish(self, jobs: Sequence[Job]) -> None:
+    def _finish(self, jobs: Sequence[Run]) -> None:
         waiting = [job for job in jobs if not job.done]
         forget_failures(waiting)
         if waiting:

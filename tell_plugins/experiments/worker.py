@@ -16,20 +16,17 @@ from threading import Event
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.spec import parse_spec
-from tell_plugins.core.state_files import Shape, cached_json, read_json, write_json
+from tell_plugins.core.state_files import Shape, cached_json, write_json
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.experiments.guard import MARK, end_work_in
 from tell_plugins.experiments.store import (
-    AGAIN,
     EVALUATED,
     FAILED,
-    OPTIONS,
     RECIPE,
-    RUN,
     TRAIN_FOLDER,
     TRAINED,
     Job,
+    Run,
     facts_in,
 )
 from tell_plugins.recipe.recipes import checkpoints
@@ -74,15 +71,15 @@ class Worker:
     environment: Mapping[str, str]
     stop: Event
 
-    def do(self, job: Job) -> None:
-        """Do what is not done of a job; what went wrong is written beside it."""
+    def do(self, run: Run) -> None:
+        """Do what is not done of a run; what went wrong is written beside it."""
         for work, marker in (
-            (self.train, job.folder / TRAINED),
-            (self.evaluate, job.eval_folder / EVALUATED),
+            (self.train, run.folder / TRAINED),
+            (self.evaluate, run.eval_folder / EVALUATED),
         ):
             try:
                 if not marker.is_file():
-                    write_json(marker, work(job))
+                    write_json(marker, work(run))
             except StepFailed as failed:
                 if not self.stop.is_set():  # else it was ended, and did not fail
                     write_json(marker.with_name(FAILED), failed.facts)
@@ -111,21 +108,21 @@ class Worker:
         if process.returncode:
             raise StepFailed(step, process.returncode, log)
 
-    def train(self, job: Job) -> dict[str, Any]:
+    def train(self, run: Run) -> dict[str, Any]:
         """Train, from the last whole checkpoint of a killed attempt if any; what came out."""
-        if not job.steps:
+        if not run.steps:
             return {"steps": 0}
-        output, log = job.folder / TRAIN_FOLDER, job.folder / "train.log"
+        output, log = run.folder / TRAIN_FOLDER, run.folder / "train.log"
         found, seconds = whole_checkpoints(output), None
         if not (found and _is_last(found[-1])):
             command = [sys.executable, "-m", "tell_plugins", "train", "--verbose"]
-            command.append(str(job.folder / RECIPE))
+            command.append(str(run.folder / RECIPE))
             if found:
                 command += ["--resume_from_checkpoint", str(found[-1])]
             else:
                 shutil.rmtree(output, ignore_errors=True)
             start = time.monotonic()
-            self.call("train", job, command, log)
+            self.call("train", run, command, log)
             if not found:  # of a whole training only, so that rates can be told from it
                 seconds = round(time.monotonic() - start, 1)
             found = whole_checkpoints(output)
@@ -133,25 +130,25 @@ class Worker:
             raise StepFailed("train (it left no adapter)", 0, log)
         return _trained(found[-1]) | {"seconds": seconds}
 
-    def evaluate(self, job: Job) -> dict[str, Any]:
+    def evaluate(self, run: Run) -> dict[str, Any]:
         """Answer and measure; `eval` itself goes on where it was stopped."""
-        folder, run = job.eval_folder, facts_in(job.folder, RUN)
-        options = read_json(folder / OPTIONS, dict[str, Any], AGAIN)
-        adapter, anchor = options.pop("rival", "none"), options.pop("anchor", None)
-        options.pop("content", None)
-        flags = {**options, "seeds": ",".join(map(str, options["seeds"])), "out": folder}
-        if job.steps:
-            if anchor not in (None, parse_spec(run["spec"]).anchor):
-                flags["anchor"] = anchor  # another than it trained with, on purpose
-            checkpoint = facts_in(job.folder, TRAINED)["checkpoint"]
-            adapter = job.folder / TRAIN_FOLDER / str(checkpoint)
+        asked, rival, folder = run.asked, run.cell.rival, run.eval_folder
+        flags = {**asked.options, "seeds": ",".join(map(str, asked.options["seeds"]))}
+        flags |= {"out": folder, "adapter": rival or "none"}
+        if rival:  # no language model, so it is asked nothing general
+            flags |= {"general_rows": 0, "retention_rows": None}
+        if run.steps:
+            if asked.anchor != run.spec.anchor:
+                flags["anchor"] = asked.anchor  # another than it trained with, on purpose
+            checkpoint = facts_in(run.folder, TRAINED)["checkpoint"]
+            flags["adapter"] = run.folder / TRAIN_FOLDER / str(checkpoint)
         command = [sys.executable, "-m", "tell_plugins", "eval", str(folder / RECIPE)]
-        for flag, value in {**flags, "adapter": adapter}.items():
+        for flag, value in flags.items():
             if value is not None:
                 command += [f"--{flag.replace('_', '-')}", str(value)]
         start = time.monotonic()
-        self.call("eval", job, command, folder / "eval.log")
-        return {"seconds": round(time.monotonic() - start, 1)}
+        self.call("eval", run, command, folder / "eval.log")
+        return {"seconds": round(time.monotonic() - start, 1), "content": asked.content}
 
 
 def whole_checkpoints(output: Path) -> list[Path]:
