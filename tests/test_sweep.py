@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Timer
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from filelock import FileLock
@@ -29,7 +28,7 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, runner
-from tell_plugins.experiments.guard import end_work_in
+from tell_plugins.experiments.guard import end_work_in, processes_in
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import study_of
 from tell_plugins.experiments.store import Job
@@ -592,26 +591,12 @@ def _results(world: World, out: Path) -> dict[str, bytes]:
     return found
 
 
-def _workers(out: Path) -> Iterator[psutil.Process]:
-    """Processes that work for a run in `out`."""
-    for process in psutil.process_iter():
-        try:
-            mark = process.environ().get("TELL_SWEEP_RUN", "")
-        except psutil.Error:
-            continue
-        if mark.startswith(str(out)):
-            yield process
-
-
 def _kill(process: subprocess.Popen[str], out: Path) -> None:
     """SIGKILL the sweep itself; all that worked for it must be gone soon after."""
-    assert list(_workers(out))
+    assert processes_in(out)
     process.kill()
     process.communicate()
-    end = time.monotonic() + 30
-    while list(_workers(out)):
-        assert time.monotonic() < end, "a run goes on without its sweep"
-        time.sleep(0.1)
+    wait_for(lambda: not processes_in(out), seconds=30)
 
 
 @pytest.mark.slow

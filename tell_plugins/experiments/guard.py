@@ -18,7 +18,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import psutil
+from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
@@ -48,10 +50,8 @@ def guarded(
 
 def end_work_in(folder: Path) -> int:
     """Kill every process that works for the run or the runs in `folder`; how many."""
-    import psutil
-
     killed = 0
-    while found := [p for p in psutil.process_iter() if _works_in(p, folder)]:
+    while found := processes_in(folder):
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -60,19 +60,19 @@ def end_work_in(folder: Path) -> int:
     return killed
 
 
-def _works_in(process: Any, folder: Path) -> bool:
-    import psutil
-
-    try:
-        mark = process.environ().get(MARK, "")
-        return process.is_running() and f"{mark}{os.sep}".startswith(f"{folder}{os.sep}")
-    except (psutil.Error, OSError):  # it ended, is a zombie, or belongs to another user
-        return False
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """What works for the run or the runs in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        # one that ended, is a zombie, or belongs to another user does not say it
+        with contextlib.suppress(psutil.Error, OSError):
+            mark = process.environ().get(MARK, "")
+            if f"{mark}{os.sep}".startswith(f"{folder}{os.sep}") and process.is_running():
+                found.append(process)
+    return found
 
 
 def main(folder: Path) -> None:
-    from filelock import FileLock
-
     with FileLock(folder / ".lock"):
         end_work_in(folder)
         print("ready", flush=True)

@@ -89,10 +89,13 @@ class SweepPlan:
         named = [{"card": base.asked.card, **model_of(base.recipe)} for base in found]
         keys = dict.fromkeys(key for names in named for key in names)
         several = [key for key in keys if any(n.get(key) != named[0].get(key) for n in named)]
-        return [
-            _named(base, {key: names.get(key) for key in several})
-            for base, names in zip(found, named, strict=True)
-        ]
+        bases = []
+        for base, names in zip(found, named, strict=True):
+            at = {key: names.get(key) for key in several}
+            rest = [f", {key}={value}" for key, value in at.items() if key != "card"]
+            label = f"{BASE_METHOD} ({base.asked.card}{''.join(rest)})"
+            bases.append(replace(base, label=label, cell=replace(base.cell, at=at)))
+        return bases
 
 
 def _each_once(runs: Iterable[Run]) -> list[Run]:
@@ -101,13 +104,6 @@ def _each_once(runs: Iterable[Run]) -> list[Run]:
     for run in runs:
         found.setdefault((run.id, run.evaluation), run)
     return list(found.values())
-
-
-def _named(base: Run, at: dict[str, Any]) -> Run:
-    """A base model with what tells it from others of the sweep."""
-    rest = [f", {key}={value}" for key, value in at.items() if key != "card"]
-    label = f"{BASE_METHOD} ({base.asked.card}{''.join(rest)})"
-    return replace(base, label=label, cell=replace(base.cell, at=at))
 
 
 def needs_gpu(recipe: Recipe) -> bool:

@@ -24,6 +24,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
+import psutil
+
 from tell_plugins.bridge.embedded_model import WEIGHTS, is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
@@ -68,21 +70,18 @@ def runs_on_cores(models: Collection[str]) -> int:
     A training of a small model gains little from a second core: one of `smollm2_sample_hold` took
     169 s on two cores, and two at once, a core each, 167 s.
     """
-    import psutil
-
     sizes = [_weights(model) for model in models]
-    if None in sizes:
+    if 0 in sizes:
         return 1
-    needed = _RUN_BYTES + _COPIES * max(size or 0 for size in sizes)
+    needed = _RUN_BYTES + _COPIES * max(sizes)
     return max(1, min(cores(), psutil.virtual_memory().available // needed))
 
 
-def _weights(model: str) -> int | None:
-    """Bytes of a model's files; None where it is not on this machine."""
-    if is_embedded(model):
-        return WEIGHTS
-    folder = model_folder(model)
-    return None if folder is None else sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+def _weights(model: str) -> int:
+    """Bytes of a model's files; 0 where it is not on this machine."""
+    folder = None if is_embedded(model) else model_folder(model)
+    files = folder.glob("*.safetensors") if folder else ()
+    return WEIGHTS if is_embedded(model) else sum(file.stat().st_size for file in files)
 
 
 def slots(jobs: int | None, *, needs_gpu: bool, models: Collection[str]) -> list[dict[str, str]]:
