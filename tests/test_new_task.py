@@ -158,12 +158,9 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern, own, rows):
     ("count", "fields", "times", "general"),
     [
         (15, False, 16, 192),
-        (48, False, 5, 192),
-        (60, False, 4, 192),
         (240, False, 1, 192),
         (1000, False, 1, 400),
         (15, True, 16, 96),
-        (60, True, 8, 96),
         (240, True, 2, 96),
     ],
 )
@@ -211,6 +208,7 @@ def test_a_method_comes_with_its_baseline(method, own):
     assert all(f"./run.sh train {name}\n" in out for name in both)
     assert f"./run.sh eval {both[0]} --against sft" in out
     # and a recipe of this kind is a pattern when it is named
+    own.new(rows, "--model", both[0], "--method", "sft", name="other")
     own.new(rows, "--model", both[0], name="next")
     assert own.recipe("smollm2_next").dataset_text == "tell/next"
 
@@ -220,7 +218,6 @@ def test_an_amount_that_is_asked_counts(own):
     own.new(rows, "--amount", "200rows", "--method", "hold")
     assert own.recipe().dataset_text == "tell/own:order=even/repeat=5/kl=3"
     assert own.recipe("smollm2_own_sft").dataset_text == "tell/own:general=0/repeat=10"
-    own.new(rows, "--method", "sft", "--force")
 
 
 def pattern(model: str, metric: str) -> Recipe:
@@ -580,32 +577,29 @@ def test_answers_in_python_are_repaired_where_it_is_asked(own):
     told = "wrote Python's answers as JSON: rows.jsonl, lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and "
     assert f"{told}test.csv, line 2" in out
     assert "left out: 2 rows: rows.jsonl, line 11: no JSON (NaN is no finite number);" in out
-    assert Counter(open_task(load_card("own"), "train").responses) == {
-        '{"a": 1}': 10,
-        '{"a": 2}': 1,
-    }
+    train = open_task(load_card("own"), "train").responses
+    assert train == ['{"a": 1}'] * 10 + ['{"a": 2}']
     assert open_task(load_card("own"), "test").responses == ['{"a": null}']
     whole = own.table(answered(['{"a": "yes", "b": 1}'] * 12), "whole.csv")
     said = own.new(whole, "--repair-json", name="other")
     assert "JSON: no answer is a Python" in said
 
 
-@pytest.mark.parametrize(
-    ("text", "written"),
-    [
+def test_python_that_json_can_say():
+    for text, written in (
         ("{'a': [True, None, -1.5, {'b': \"it's\"}]}", '{"a": [true, null, -1.5, {"b": "it\'s"}]}'),
         (" ['\\n', 'é'] ", '["\\n", "é"]'),
         ('{"a": None}', '{"a": null}'),
         ("{}", "{}"),
-        *((text, None) for text in ("{'a': 1, 'a': 2}", "{'b': {'a': 1, 'a': 1}}", "{'a': nan}")),
-        *((text, None) for text in ("{'a': 1e999}", "{1: 'a'}", "{True: 'a'}", "{'a': (1, 2)}")),
-        *((text, None) for text in ("{'a', 'b'}", "{**{'a': 1}}", "['a' 'b']", "['\\d']", "[1j]")),
-        *((text, None) for text in ("['\\ud800']", "[b'a']", "[f'a']", "['a'.upper()]", "'a'", "")),
-        *((text, None) for text in ("{'a': true}", "[1 2]", "[- -1]", "[" * 2000, "['a")),
-    ],
-)
-def test_python_that_json_can_say(text, written):
-    assert json_of_python(text) == written
+    ):
+        assert json_of_python(text) == written
+    for text in (
+        *("{'a': 1, 'a': 2}", "{'b': {'a': 1, 'a': 1}}", "{'a': nan}", "{'a': 1e999}", "{1: 'a'}"),
+        *("{True: 'a'}", "{'a': (1, 2)}", "{'a', 'b'}", "{**{'a': 1}}", "['a' 'b']", "['\\d']"),
+        *("[1j]", "['\\ud800']", "[b'a']", "[f'a']", "['a'.upper()]", "'a'", "", "{'a': true}"),
+        *("[1 2]", "[- -1]", "[" * 2000, "['a"),
+    ):
+        assert json_of_python(text) is None, text
 
 
 @pytest.mark.parametrize(
@@ -674,50 +668,33 @@ def test_rows_that_ask_the_same_stay_on_one_side():
         assert 0 < len(test) <= 8
 
 
-def test_a_schema_leaves_open_what_few_rows_do_not_close():
-    cities = [f"city {n}" for n in (0, 1, 2, 3, 4, 5) * 2]  # 6 seen, 11 in the next rows
-    rows: list[Row] = [
-        {
-            "city": city,
-            "tags": ["a", n],
-            "who": {"name": f"n{n}", "age": n} | ({"nick": "x"} if n else {}),
-            "where": {"x": n, "y": [n / 2]},
-            "maybe": None if n else {"z": True},
-        }
-        for n, city in enumerate(cities)
-    ]
-    schema = infer_schema(rows)
-    assert schema["properties"] == {
-        "city": {"type": "string", "minLength": 1},
-        "tags": {"type": "array", "items": {"type": ["integer", "string"]}},
-        "who": {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "minLength": 1},
-                "age": {"type": "integer"},
-                "nick": {"enum": ["x"]},
+Z = {"properties": {"z": {"type": "boolean"}}, "required": ["z"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ([f"city {n % 6}" for n in range(12)], {"type": "string", "minLength": 1}),
+        (["x"] * 12, {"enum": ["x"]}),
+        (["x", ""], {"type": "string"}),
+        ([1, 2.5], {"type": "number"}),
+        ([["a", 1], []], {"type": "array", "items": {"type": ["integer", "string"]}}),
+        ([None, {"z": True}], {"type": ["null", "object"], **Z}),
+        ([[{"z": True}], []], {"type": "array", "items": {"type": "object", **Z}}),
+        (
+            [{"a": 1}, {"a": 1, "b": 2}],
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+                "required": ["a"],
             },
-            "required": ["name", "age"],
-        },
-        "where": {
-            "type": "object",
-            "properties": {
-                "x": {"type": "integer"},
-                "y": {"type": "array", "items": {"type": "number"}},
-            },
-            "required": ["x", "y"],
-            "additionalProperties": False,
-        },
-        "maybe": {
-            "type": ["null", "object"],
-            "properties": {"z": {"type": "boolean"}},
-            "required": ["z"],
-            "additionalProperties": False,
-        },
-    }
+        ),
+    ],
+)
+def test_a_schema_leaves_open_what_few_rows_do_not_close(values, rule):
+    schema = infer_schema([{"key": value} for value in values])
+    assert schema["properties"] == {"key": rule}
     assert schema["additionalProperties"] is False
-    assert "additionalProperties" not in infer_schema([{"a": 1}, {"a": 1, "b": 2}])
-    assert infer_schema([[{"a": 1}], []])["items"]["required"] == ["a"]
 
 
 def test_the_label_is_told_and_may_be_chosen(own):
