@@ -87,7 +87,7 @@ def test_rebuilt_prompts_and_labels_are_the_official_ones(real_home, real_data):
 @pytest.mark.slow
 def test_rebuild_from_spans(real_home, real_data, capsys):
     assert rebuild("--thoughts", "spans") == 0
-    card = load_card("halu_cot_json_spans")
+    card, tuning = load_card("halu_cot_json_spans"), load_card("halu_cot_json_tuning")
     path = real_home / card.name / card.split("train").file
     first = path.read_bytes()
     assert hashlib.sha256(first).hexdigest() == SPANS_SHA256
@@ -109,25 +109,18 @@ def test_rebuild_from_spans(real_home, real_data, capsys):
     assert "no language model" in record["thoughts"]["by"]
 
     assert len(open_split(card, "test")) == 1506
-    mixture = build_mixture(parse_spec("tell/halu_cot_json_spans:general=0"))
-    assert len(mixture) == 3001
     out = capsys.readouterr().out
     assert "3,001 rows (533 yes, 2,468 no)" in out
     assert "2,701 rows (481 yes" in out
-
-    whole, card = card, load_card("halu_cot_json_tuning")
-    parts = [
-        (real_home / card.name / card.split(split).file).read_bytes()
-        for split in ("train", "validation")
-    ]
+    files = [real_home / tuning.name / tuning.split(s).file for s in ("train", "validation")]
+    parts = [file.read_bytes() for file in files]
     assert b"".join(parts) == first
     assert [len(part.splitlines()) for part in parts] == [2701, 300]
-    assert all(open_split(card, split).bad_count == 0 for split in card.splits)
-    assert {card.split(split).rows for split in ("train", "validation")} == {2701, 300}
-    schemas = [each.file("answer.schema.json").read_bytes() for each in (whole, card)]
-    assert schemas[0] == schemas[1]
-    assert len(build_mixture(parse_spec("tell/halu_cot_json_tuning:general=0"))) == 2701
-    main(["data", "list", card.name])
+    assert len({each.file("answer.schema.json").read_bytes() for each in (card, tuning)}) == 1
+    for each, rows in ((card, 3001), (tuning, 2701)):
+        assert each.split("train").rows == rows
+        assert len(build_mixture(parse_spec(f"tell/{each.name}:general=0"))) == rows
+    main(["data", "list", tuning.name])
     out = capsys.readouterr().out
     assert "verified" in out
     assert "rebuilt from general_data.json, test_Halu_CoT_JSON.jsonl\n" in out

@@ -52,15 +52,6 @@ def test_documents_keep_order_lines_and_blanks():
     ]
 
 
-def test_anchor_is_shared_by_every_official_row(real_data, real_home):
-    card = load_card("en_is_news")
-    rows = open_task(card, "train")
-    assert rows.anchor.text.strip() == frame(card).anchor.strip()
-    other = frame(load_card("is_en_news"))
-    assert other.anchor.startswith("This text is in Icelandic and needs to be translated into En")
-    assert other.opening == "Sure, here is the English translation: \n\n "
-
-
 def wmt_xml(docs: Documents, source: str, target: str) -> str:
     """WMT-21's format: the documents, and for each one that was written in the other language."""
     parts = ["<?xml version='1.0' encoding='utf-8'?>\n<dataset id='x'>\n"]
@@ -154,21 +145,19 @@ def test_archive_is_fetched_verified_and_one_member_taken(tmp_path, server, sacr
     assert len(server.requests) == 1
 
 
-def test_wrong_archive(tmp_path, server, sacrebleu_at):
+@pytest.mark.parametrize("text", ["", "<dataset/>", "<dataset><doc></dataset>"])
+def test_broken_file_or_archive_of_sacrebleu(text, server, sacrebleu_at):
     server.files["/test.tgz"] = b"something else"
     folder = sacrebleu_at("wmt21", b"the right one", f"{server.url}/test.tgz")
+    card = load_card("en_is_news")
     with pytest.raises(MachineError, match=r"not the right file.*md5"):
-        news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
+        news.from_sacrebleu(card, "test", DIRECT)
     assert [p.name for p in folder.iterdir() if not p.name.endswith(".lock")] == []
-
-
-@pytest.mark.parametrize("text", ["", "no XML", "<dataset/>", "<dataset><doc></dataset>"])
-def test_broken_file_in_sacrebleus_cache(sacrebleu_at, text):
-    path = sacrebleu_at("wmt21") / "test" / "newstest2021.en-is.xml"
+    path = folder / "test" / "newstest2021.en-is.xml"
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(MachineError, match="remove the file"):
-        news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
+        news.from_sacrebleu(card, "test", DIRECT)
 
 
 LONG = " ".join(f"word{number}" for number in range(51))
@@ -188,6 +177,12 @@ def unit(english: str, icelandic: str, tags: tuple[str, str] = ("en", "is")) -> 
         f'<tu><prop type="x">note</prop><tuv xml:lang="{tags[0]}"><seg>{english}</seg></tuv>'
         f'<tuv xml:lang="{tags[1]}"><seg>{icelandic}</seg></tuv></tu>'
     )
+
+
+def test_the_frame_of_the_other_direction():
+    other = frame(load_card("is_en_news"))
+    assert other.anchor.startswith("This text is in Icelandic and needs to be translated into En")
+    assert other.opening == "Sure, here is the English translation: \n\n "
 
 
 def test_pairs_of_a_memory(tmp_path):
@@ -223,10 +218,8 @@ OUTSIDE = '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n'
     [
         (tmx([unit("&b;", "x")], BOMB), "uses an entity"),
         (tmx([unit("&a;", "x")], OUTSIDE), "uses an entity"),
-        (tmx([unit("&a;", "x")], '<!DOCTYPE tmx SYSTEM "http://host/x.dtd">'), "uses an entity"),
         (tmx([unit("&a;", "x")]), "no XML"),
         (tmx([unit("a", "b")])[:-20], "no XML"),
-        ("<tmx><body><tu></body></tmx>", "no XML: Opening and ending tag mismatch"),
         ("plain text", "no XML"),
         ("", "no XML"),
         ("<html/>", "no translation unit"),
@@ -239,10 +232,6 @@ def test_wrong_memories(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as raised:
         list(read_pairs(path, ("en", "is")))
     assert "x.tmx" in str(raised.value)
-
-
-def test_no_such_memory(tell, real_home):
-    assert "no file '/no/such.tmx'" in tell("data", "en_is_news", "--tmx", "/no/such.tmx", code=1)
 
 
 @pytest.fixture
@@ -305,19 +294,15 @@ def test_long_new_pairs_become_a_split(small_cards, tmp_path, tell):
     assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
 
 
-def test_memory_without_a_usable_pair(small_cards, tmp_path, tell):
+def test_memories_of_no_use(tmp_path, tell, request):
     path = tmp_path / "memory.tmx"
     path.write_text(tmx([unit("short", "stutt")]), encoding="utf-8")
-    assert "none of its 1 pairs can be used" in tell(
-        "data", "en_is_news", "--tmx", str(path), code=1
-    )
-    assert not (small_cards / "en_is_news" / "tm-en-is.jsonl").exists()
-
-
-def test_memory_needs_the_documents_to_stay_apart_from(tmp_path, tell):
-    path = tmp_path / "memory.tmx"
-    path.write_text(tmx([unit(LONG, LANG)]), encoding="utf-8")
-    assert "./run.sh data is_en_news" in tell("data", "is_en_news", "--tmx", str(path), code=1)
+    command = ("data", "en_is_news", "--tmx")
+    assert "./run.sh data en_is_news" in tell(*command, path, code=1), "the documents come first"
+    home = request.getfixturevalue("small_cards")
+    assert "none of its 1 pairs can be used" in tell(*command, path, code=1)
+    assert not (home / "en_is_news" / "tm-en-is.jsonl").exists()
+    assert "no file '/no/such.tmx'" in tell(*command, "/no/such.tmx", code=1)
 
 
 BUILD = """

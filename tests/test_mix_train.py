@@ -526,12 +526,6 @@ FLAGS = (
 )
 
 
-def _assert_follows_the_formula(world: Runs, name: str) -> None:
-    with mock.patch.dict(os.environ, {"TELL_CARDS": str(world.root / "cards")}):
-        expected = _by_the_formula_of_2024(world.run_of(name), world.model())
-    _assert_equal(world.weights(name, 3), expected, 0.005)
-
-
 @pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.usefixtures("undisturbed", "ordinary_python")
@@ -547,5 +541,7 @@ def test_flags_of_train_win_over_the_recipe(world):
     assert _args(run)["swift_version"] == keys().version
     assert len(logged(run)) == 3
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
-    _assert_follows_the_formula(world, "flags")
+    with mock.patch.dict(os.environ, {"TELL_CARDS": str(world.root / "cards")}):
+        expected = _by_the_formula_of_2024(run, world.model())
+    _assert_equal(world.weights("flags", 3), expected, 0.005)
     assert world.manifest("flags")["hash"] == world.manifest("plain_run")["hash"]

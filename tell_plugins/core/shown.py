@@ -1,4 +1,4 @@
-"""What is shown: no control character, formula, script or secret among it.
+"""What is shown: no control character, formula, script or secret among it; plain text tables.
 
 What reaches the terminal is UTF-8 whatever the locale. Which keys hold a secret is told by the kind
 of their name: for recipes, flags and logs alike.
@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tell_plugins.core import paths
@@ -42,6 +42,42 @@ def hide_secrets(text: str, argv: Sequence[str]) -> str:
             value = value if equals else "".join(argv[place + 1 : place + 2])
             text = text.replace(value, HIDDEN) if value else text
     return text
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    indent: str = "  ",
+    right: Collection[str] = (),
+) -> str:
+    """A table as text; numbers get thousands separators, None shows as a dash.
+
+    Numbers stand to the right, and so do the columns named in `right`.
+    """
+    columns = []
+    for place, name in enumerate(header):
+        cells = [row[place] for row in rows]
+        texts = [name, *map(_cell, cells)]
+        width = max(map(len, texts))
+        numbers = cells and all(isinstance(cell, (int, float, type(None))) for cell in cells)
+        to_right = numbers or name in right
+        columns.append([f"{text:{'>' if to_right else '<'}{width}}" for text in texts])
+    return "\n".join(indent + "  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def count_of(number: int, what: str, ending: str = "s") -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'' if number == 1 else ending}"
+
+
+def _cell(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
 # all but tab and line break; and what turns the direction of a line around

@@ -22,6 +22,7 @@ from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import track, tracked
+from tell_plugins.core.shown import table
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
@@ -30,7 +31,6 @@ from tell_plugins.evaluation.differences import Measure, difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, shown
 from tell_plugins.evaluation.prompts import task_card
 from tell_plugins.recipe.recipes import load_recipe
-from tell_plugins.recipe.tables import table
 
 NAME = "self_written"
 # more various than the paper's sampling: candidates that are all alike leave nothing to choose

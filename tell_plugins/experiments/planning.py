@@ -36,7 +36,7 @@ from tell_plugins.evaluation.rivals import refuse_unfit
 from tell_plugins.experiments import derived_cards
 from tell_plugins.experiments.store import Asked, Facts, Run, hashed
 from tell_plugins.experiments.sweep import OWN_KEYS, SPEC_KEYS, TEST_ANCHOR, Cell, Sweep
-from tell_plugins.recipe.lengths import count, own_tokenizer
+from tell_plugins.recipe.models import count, own_tokenizer
 from tell_plugins.recipe.recipes import SECRETS_REMEDY, Recipe, as_list, load_recipe
 from tell_plugins.recipe.schedule import Plan, exposure, plan, training_of
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, above_zero, raise_all
+from tell_plugins.core.shown import table
 from tell_plugins.core.state_files import only_one, write_json
 from tell_plugins.evaluation import options
 from tell_plugins.experiments.planning import SweepPlan, make_plan
@@ -29,7 +30,6 @@ from tell_plugins.experiments.store import Job, Pace, Run, other_answers, pace
 from tell_plugins.experiments.sweep import Sweep, controls, load_sweep
 from tell_plugins.recipe.models import reported_flops, shape_of
 from tell_plugins.recipe.recipes import parse_flags
-from tell_plugins.recipe.tables import table
 
 DEFAULT_ROOT = Path("output/sweeps")  # one folder, so that sweeps share their runs
 # options that only shape the control grid; a sweep file says them itself

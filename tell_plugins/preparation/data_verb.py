@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
-from tell_plugins.bridge.embedded_model import prepare_model
+from tqdm import tqdm
+
+from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
-from tell_plugins.core.cards import card_names, load_card
-from tell_plugins.core.errors import MachineError, UserError, at_least, raise_all, unknown
-from tell_plugins.preparation import card_files, llama2_tokenizer
+from tell_plugins.core.cards import Card, card_names, load_card
+from tell_plugins.core.errors import (
+    MachineError,
+    Problems,
+    UserError,
+    at_least,
+    raise_all,
+    unknown,
+)
+from tell_plugins.core.shown import table
+from tell_plugins.core.tokens import tokenizer_file
+from tell_plugins.preparation import card_files, download, llama2_tokenizer
 from tell_plugins.preparation.download import Places, Unreachable
 
 ACTIONS = {
-    "list": ("listing", "what is here, whether it is the right file, licence and origin"),
+    "list": ("", "what is here, whether it is the right file, licence and origin"),
     "show": ("showing", "statistics and three rows of one data set"),
     "overlap": ("overlap", "general rows that are, or nearly are, a task's test queries"),
     "selfgen": ("selfgen", "general data written by the model itself"),
@@ -59,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     _check_names([first], ACTIONS)
     about = ACTIONS[first][1] if first in ACTIONS else OTHERS.get(first) or load_card(first).summary
     parser = args.parser_class(prog=f"./run.sh data {first}", description=about, allow_abbrev=False)
+    if first == "list":
+        parser.add_argument("names", nargs="*", metavar="NAME", help="cards (default: all)")
+        return _list(parser.parse_args(rest).names)
     if first in ACTIONS:
         module = _module(ACTIONS[first][0])
         module.add_arguments(parser)
@@ -142,8 +157,74 @@ def _is_ready(name: str, split: str, places: Places) -> bool:
     if name == "llama2_tokenizer":
         llama2_tokenizer.prepare(places)
     elif name == "smollm2":
-        print(f"  smollm2: is ready: {paths.shown(prepare_model())}")
+        print(f"  smollm2: is ready: {paths.shown(embedded_model.prepare_model())}")
     else:
         state = card_files.make_ready(load_card(name), split, places)
         return state.usable or split not in card_files.NEEDED
     return True
+
+
+# --- list
+
+
+def _list(names: Sequence[str]) -> int:
+    """Print what is here, of these cards or of all; 0, or 1 when a file or a card is wrong."""
+    lines: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    problems = Problems()  # of one card, which does not hide the others
+    for name in names or card_names():
+        with problems:
+            card = load_card(name)
+            notes.append(f"  {name}: {card.licence}")
+            notes += [f"    {text}" for text in (card.summary, card.source) if names]
+            for split in card.splits:
+                state = card_files.state_of(card, split)
+                lines.append(_line(card, split, state))
+                if state.path is not None:
+                    came = (download.read_record(state.path) or {}).get("origin", "")
+                    notes.append(f"    {split}: {paths.shown(state.path)}{came and f', {came}'}")
+    if names and not lines:
+        raise_all(problems)
+    print(
+        table(
+            ("card", "split", "size", "rows", "state", "why"),
+            lines,
+            indent="",
+            right=("size", "rows"),
+        )
+    )
+    print("\nlicences and files:", *notes, sep="\n")
+    if not names:
+        print("", *_no_cards(), sep="\n")
+    for problem in problems:
+        print(f"\n{problem}")
+    return 1 if problems or {"wrong", "changed"} & {line[4] for line in lines} else 0
+
+
+def _no_cards() -> list[str]:
+    """What is no card: the tokenizer, the embedded model, the folders."""
+    tokenizer = tokenizer_file()
+    here = "llama2_tokenizer: missing"
+    if tokenizer:
+        problem = llama2_tokenizer.problem(tokenizer)
+        what = f": not the paper's, {problem}" if problem else ", verified as Llama-2's"
+        here = f"tokens are counted with {tokenizer}{what}"
+    model = embedded_model.model_dir()
+    ready = paths.shown(model) if embedded_model.is_ready() else "missing"
+    homes = ", ".join(str(home) for home in paths.data_homes())
+    return [here, f"smollm2: {ready}", f"data homes, first to last: {homes}"]
+
+
+def _line(card: Card, split: str, state: card_files.State) -> tuple[str, ...]:
+    spec, path = card.split(split), state.path
+    if path is None:
+        expected = f"({spec.rows:,})" if spec.rows else ""
+        how = spec.build or f"./run.sh data {card.name}"
+        return (card.name, split, "", expected, state.verdict, how)
+    shown = ""
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            rows = sum(1 for line in file if line.strip())
+        shown = f"{rows:,}" + (f" of {spec.rows:,}" if spec.rows not in (None, rows) else "")
+    size = tqdm.format_sizeof(path.stat().st_size, "B")
+    return (card.name, split, size, shown, state.verdict, state.why)

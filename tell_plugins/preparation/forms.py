@@ -12,9 +12,9 @@ from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.rows import extract, text_of
+from tell_plugins.core.shown import count_of
 from tell_plugins.core.state_files import parse_json
 from tell_plugins.core.table_rows import Record, table_notes
-from tell_plugins.recipe.tables import count_of
 
 
 class Form(NamedTuple):

@@ -18,6 +18,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.mixture import general_card
 from tell_plugins.core.row_files import FORMATS
+from tell_plugins.core.shown import count_of
 from tell_plugins.core.spec import parse_amount, parse_names
 from tell_plugins.core.state_files import json_lines, json_text
 from tell_plugins.core.text import MARK, row_of
@@ -38,9 +39,8 @@ from tell_plugins.preparation.task_recipe import (
     short_names,
     there,
 )
-from tell_plugins.recipe.lengths import own_tokenizer
+from tell_plugins.recipe.models import own_tokenizer
 from tell_plugins.recipe.recipes import Recipe
-from tell_plugins.recipe.tables import count_of
 
 MOST_TIMES = 40  # general rows a task row where the user names the general data
 _CARD = "card.yaml"

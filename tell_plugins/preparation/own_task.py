@@ -21,10 +21,10 @@ from tell_plugins.core.cards import fold_name
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.numbers import final_number
 from tell_plugins.core.schemas import read_schema
+from tell_plugins.core.shown import count_of
 from tell_plugins.core.text import comparison_keys, first_turn, normalise, row_ids, shortened
 from tell_plugins.preparation import answers, forms
 from tell_plugins.preparation.forms import Row
-from tell_plugins.recipe.tables import count_of
 
 FEW_TEST_ROWS = 50  # with fewer, what a test can show is said
 SCHEMA_FILE = "answer.schema.json"  # of the card

@@ -12,12 +12,12 @@ import numpy as np
 
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.rows import Rows
+from tell_plugins.core.shown import table
 from tell_plugins.core.sources import TaskRows, lengths_of, open_split, open_task
 from tell_plugins.core.text import turns_of, words
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.answers import labels_of
 from tell_plugins.preparation.card_files import state_of
-from tell_plugins.recipe.tables import table
 
 CHARS_SHOWN = 1500
 _MOST_LABELS = 20  # that are listed

@@ -31,9 +31,9 @@ from tell_plugins.core.errors import UserError, nearest, raise_all
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import LOSS_TYPE, NONE, parse_spec
-from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder, parameters_of
 from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.settings_rules import check_kind, check_template
 from tell_plugins.recipe.swift_keys import swift_keys
 
 METHODS = {  # and the recipes that are written of each

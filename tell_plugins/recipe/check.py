@@ -8,29 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.recipe import data_rules, key_rules, mixture_rules, model_rules
+from tell_plugins.recipe import mixture_rules, settings_rules
 from tell_plugins.recipe.check_report import object_of, problems, report, unjudged
 from tell_plugins.recipe.checked import Checked, Rule, as_errors
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
-# rules of the recipe alone; a value that one cannot read is a finding of its own
-_OF_THE_RECIPE: tuple[Rule, ...] = (
-    *(key_rules.check_keys, key_rules.check_values, key_rules.check_texts),
-    *(key_rules.check_variables, key_rules.check_rate),
-    *(data_rules.check_plugin, data_rules.check_uses, data_rules.check_validation),
-    *(data_rules.check_keeping, model_rules.check_model, model_rules.check_kind),
-    *(model_rules.check_template, model_rules.check_targets, model_rules.check_cpu),
-    *(model_rules.check_positions, model_rules.check_output, model_rules.check_resumed),
-)
-# rules of what the recipe names, and the id under which an error of theirs is told
+_OF_THE_RECIPE = [rule for name, rule in vars(settings_rules).items() if name.startswith("check_")]
+# rules of what it trains on, and the id under which an error of theirs is told
 _OF_THE_DATA: tuple[tuple[str, Rule], ...] = (
-    ("tell-answer-schema", data_rules.check_schema),
-    ("tell-data-missing", data_rules.check_files),
+    ("tell-answer-schema", mixture_rules.check_schema),
+    ("tell-data-missing", mixture_rules.check_files),
     ("tell-data", mixture_rules.check_mixture),
     ("tell-data", mixture_rules.check_control_tokens),
     ("tell-data", mixture_rules.check_anchor),
     ("tell-data", mixture_rules.check_shares),
-    ("tell-pattern-slow", data_rules.check_patterns),
+    ("tell-pattern-slow", mixture_rules.check_patterns),
     ("tell-schedule", mixture_rules.check_steps),
     ("tell-value-type", mixture_rules.check_lengths),
 )
@@ -87,7 +79,7 @@ def inspect(recipe: Recipe, *, data: bool = True) -> Checked:
     Problems are collected, never raised. Raises MachineError where ms-swift cannot be asked.
     """
     checked = Checked(recipe)
-    _collect(checked, "tell-dataset", data_rules.check_dataset, checked)
+    _collect(checked, "tell-dataset", mixture_rules.check_dataset, checked)
     for rule in _OF_THE_RECIPE:
         _collect(checked, "tell-value-type", rule, recipe)
     for fallback, rule in _OF_THE_DATA if data else ():

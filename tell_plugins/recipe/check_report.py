@@ -12,11 +12,11 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import held_out_queries, manifest_of, source_facts
 from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.shown import count_of, table
 from tell_plugins.recipe.checked import ERROR, PARTS, WARNING, Checked, Finding
 from tell_plugins.recipe.models import GIB, memory, shape_of
 from tell_plugins.recipe.paper import TASKS, departures
 from tell_plugins.recipe.schedule import Exposure, Plan, processes_of, why_no_op
-from tell_plugins.recipe.tables import count_of, table
 
 
 def report(checked: Checked, verbose: bool = False) -> str:

@@ -15,7 +15,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import Amount, Spec
-from tell_plugins.recipe.lengths import Counted
+from tell_plugins.recipe.models import Counted
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import Exposure, Plan
 

@@ -13,7 +13,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.check_report import source_lines
-from tell_plugins.recipe.data_rules import read_dataset, try_patterns
+from tell_plugins.recipe.mixture_rules import read_dataset, try_patterns
 from tell_plugins.recipe.recipes import load_recipe
 
 ROWS = "train.jsonl"

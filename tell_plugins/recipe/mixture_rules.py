@@ -1,17 +1,127 @@
-"""Rules on a mixture that stands: its rows, their tokens, its shares, its anchor and its steps."""
+"""Rules on what a recipe trains on: the dataset string, files, rows, anchor, lengths and steps."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tell_plugins.core.mixture import GENERAL, STEERING, Drawn, build_mixture
-from tell_plugins.core.sources import TaskRows
+from tell_plugins.bridge import mixed_use
+from tell_plugins.core.anchors import RESERVED, anchor_files
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import Problems, raise_all, unknown
+from tell_plugins.core.mixture import (
+    GENERAL,
+    HELD_OUT,
+    STEERING,
+    Drawn,
+    build_mixture,
+    counter_for,
+    general_card,
+    refuse_measuring,
+    refuse_times_nothing,
+)
+from tell_plugins.core.schemas import card_validator
+from tell_plugins.core.shown import count_of
+from tell_plugins.core.sources import TaskRows, need_file
+from tell_plugins.core.spec import NONE, PREFIX, Spec, parse_spec
 from tell_plugins.core.text import KNOWN, any_of, found_in
 from tell_plugins.recipe.checked import Checked, Finding, error, warning
-from tell_plugins.recipe.lengths import count, max_length, own_tokenizer, rows_from
+from tell_plugins.recipe.models import count, max_length, own_tokenizer, rows_from
+from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import Plan, Unmodelled, exposure, plan, training_of, why_no_op
-from tell_plugins.recipe.tables import count_of
+
+
+def check_dataset(checked: Checked) -> None:
+    """The dataset string is good, and known from here on."""
+    checked.spec = read_dataset(checked.recipe)
+
+
+def read_dataset(recipe: Recipe) -> Spec:
+    """The parsed dataset string. Raises UserError with everything that is wrong with it."""
+    text, where = recipe.dataset_text, recipe.where("dataset")
+    problems = Problems()
+    spec = card = None
+    with problems:
+        spec = parse_spec(text, where=where)
+    name = text.split("::", 1)[-1][len(PREFIX) :].partition("#")[0].partition(":")[0]
+    with problems:
+        card = load_card(name) if re.fullmatch(r"[\w.-]+", name) else None
+    if spec is not None and card is not None:
+        _add_misfits(problems, spec, card, f"{where} '{text}'")
+    raise_all(problems)
+    assert spec is not None  # no error, so it was parsed
+    return spec
+
+
+def _add_misfits(problems: Problems, spec: Spec, card: Card, where: str) -> None:
+    """Add what the string asks of the card and the card does not have."""
+    place = f"{where}, key 'split'"
+    problems += [
+        unknown("split", n, card.splits, place) for n in spec.splits if n not in card.splits
+    ]
+    with problems:
+        mixed_use.refuse_held_out(spec, place)
+    if card.kind == GENERAL:
+        with problems:
+            refuse_measuring(card, where)
+        return
+    with problems:
+        refuse_times_nothing(spec, spec.general_of(card)[0], where=where)
+    anchors = [*RESERVED, *anchor_files(card)]
+    if spec.anchor not in anchors:
+        problems.append(unknown("value", spec.anchor, anchors, f"{where}, key 'anchor'"))
+    for name in spec.sources or ():
+        with problems:
+            general_card(name, f"{where}, key 'from'")
+
+
+def check_schema(checked: Checked) -> None:
+    """The answer schema can be applied: before anything is built, trained or asked by it."""
+    if checked.spec is not None:
+        card_validator(load_card(checked.spec.card))
+
+
+def check_patterns(checked: Checked) -> None:
+    """The patterns of the answer schema are done with each answer of the training rows in time."""
+    task = checked.mixture.task if checked.mixture is not None else None
+    if task is not None and not checked.found("tell-answer-schema"):
+        try_patterns(task.card, task.responses)
+
+
+def try_patterns(card: Card, responses: Sequence[str]) -> None:
+    """Raise UserError for a pattern of the answer schema that takes too long on an answer."""
+    validator = card_validator(card)
+    if validator is None:
+        return
+    for response in responses:
+        with contextlib.suppress(ValueError, RecursionError):  # no JSON: others tell that
+            list(validator.iter_errors(json.loads(response)))
+
+
+def check_files(checked: Checked) -> None:
+    """The files of the mixture are on this machine; each error names the command that gets one."""
+    spec = checked.spec
+    if spec is None:
+        return
+    card = load_card(spec.card)
+    amount, names = spec.general_of(card)
+    sources = [load_card(name) for name in names]
+    wanted = card.kind == GENERAL or spec.task != NONE
+    needed = [(card, name) for name in spec.splits] if wanted else []
+    if card.kind != GENERAL and spec.overlap == "drop":
+        needed += [(card, name) for name in HELD_OUT if name in card.splits]
+    problems = Problems()
+    for owner, name in (*needed, *((source, "train") for source in sources)):
+        with problems:
+            need_file(owner, name)
+    with problems:
+        counter_for(spec, [spec.task, amount], [card, *sources])
+    raise_all(problems)
+
+
+# --- its rows
 
 _SHOWN = 5  # of rows with control tokens
 _OTHERWISE = "write them otherwise, such as with a blank inside (struck-through HTML: as <del>)"

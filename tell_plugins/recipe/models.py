@@ -1,4 +1,5 @@
-"""A recipe's model: where it is, its sizes by its config.json, and the memory that it needs.
+"""A recipe's model: where it is, its sizes by its config.json, how many tokens rows are to it, and
+the memory that it needs.
 
 Memory is an estimate by formula, not measured. Its coefficients follow from what autograd keeps for
 LoRA training of a frozen decoder; `tests/test_schedule.py` holds them against real tensors.
@@ -18,10 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tell_plugins.bridge.protocol import system_text
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.mixture import Mixture
+from tell_plugins.core.sources import lengths_of
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.core.state_files import cached_json
+from tell_plugins.core.tokens import TokenCounter
 from tell_plugins.recipe.recipes import TRUE, Recipe
 
 GIB = 2**30
@@ -224,6 +229,63 @@ def _vision_parameters(config: dict[str, Any]) -> int:
     """Those of a plain vision transformer: attention and one feed-forward layer each block."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     return int(config["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * inner))
+
+
+# --- how many tokens rows are to it
+#
+# ms-swift encodes a row with the chat template around it, which is not counted here: a row that is
+# next to the limit is a near miss.
+
+_RESPONSE_END = 1  # the end-of-turn token carries a label too
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The rows of a mixture, counted by one tokenizer, with the recipe's system prompt."""
+
+    tokenizer: str  # how it is called
+    own: bool  # whether it is the model's own
+    rows: npt.NDArray[np.int64]  # (n, 2) in training order: tokens, and those that carry a label
+
+    @property
+    def longest(self) -> int:
+        return int(self.rows[:, 0].max())
+
+
+def own_tokenizer(model: str) -> TokenCounter | None:
+    """The tokenizer.json of a model that is a folder."""
+    folder = model_folder(model)
+    path = folder / "tokenizer.json" if folder else None
+    return TokenCounter(path) if path is not None and path.is_file() else None
+
+
+def max_length(recipe: Recipe) -> int | None:
+    """The limit, which is the model's context when the recipe names none; None when unknown."""
+    shape = shape_of(recipe.text("model"))
+    return recipe.integer("max_length", shape.positions if shape else 0) or None
+
+
+def count(mixture: Mixture, counter: TokenCounter, recipe: Recipe) -> Counted:
+    """Count the used rows of `mixture`."""
+    own = own_tokenizer(recipe.text("model"))
+    system = int(counter.count([system_text(recipe.value("system")) or ""])[0])
+    known = []
+    for source in mixture.sources:
+        lengths = np.zeros((len(source.rows), 2), np.int64)
+        lengths[source.used] = lengths_of(source.rows, counter, source.used)
+        known.append(lengths)
+    query, response = mixture.of_entries(known).T
+    rows = np.column_stack([system + query + response, response + _RESPONSE_END])
+    return Counted(counter.name, own is not None and own.sha256 == counter.sha256, rows)
+
+
+def rows_from(mixture: Mixture, counted: Counted, least: float) -> list[dict[int, int]]:
+    """For each source its rows of more than `least` tokens, by position, and their tokens."""
+    long = np.flatnonzero(counted.rows[:, 0] > least)
+    found: list[dict[int, int]] = [{} for _ in mixture.sources]
+    for entry, tokens in zip(long, counted.rows[long, 0].tolist(), strict=True):
+        found[mixture.origin[entry]][int(mixture.row[entry])] = tokens
+    return [dict(sorted(rows.items())) for rows in found]
 
 
 # --- what it needs
