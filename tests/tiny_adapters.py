@@ -1,9 +1,8 @@
-"""LoRA adapters of the tiny model without a training, and the gap between two next tokens."""
+"""LoRA adapters of the tiny model without a training."""
 
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 
 def make_adapter(folder: Path, model: Path, *, seed: int | None, spec: str | None = None) -> Path:
@@ -48,39 +47,3 @@ def saved_adapter(folder: Path, raw: bytes, dtype: str = "F32") -> Path:
     (folder / "adapter_model.safetensors").write_bytes(content)
     (folder / "adapter_config.json").write_text("{}")
     return folder
-
-
-def gap_where_they_part(engine: Any, prompt: str, one: str, other: str, limit: int) -> float:
-    """How far apart, in logits, the two likeliest tokens are where two greedy answers part.
-
-    `one` must be what the bare model says to the prompt, step by step; else this is an
-    AssertionError. So it is when `other` does not go on with the runner-up: then it parted for
-    another reason than a tie.
-    """
-    import torch
-
-    template = engine.template
-    template.set_mode("transformers")
-    ids = template.encode({"messages": [{"role": "user", "content": prompt}]})["input_ids"]
-    said: list[int] = []
-
-    def text(*more: int) -> str:
-        decoded: str = template.tokenizer.decode([*said, *more], skip_special_tokens=True)
-        return decoded.rstrip("\ufffd")  # half a character
-
-    with torch.inference_mode():
-        cache, step = None, torch.tensor([ids])
-        while len(said) < limit:
-            out = engine.model(input_ids=step, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            (first, second), (best, runner_up) = out.logits[0, -1].float().topk(2)
-            assert one.startswith(text(int(best))), "the first text is not the model's own"
-            if (
-                not other.startswith(text(int(best)))
-                or int(best) in template.tokenizer.all_special_ids
-            ):
-                assert other.startswith(text(int(runner_up))), "no tie: the runner-up was not said"
-                return float(first - second)
-            said.append(int(best))
-            step = best[None, None]
-    raise AssertionError("the two texts do not part")

@@ -171,8 +171,7 @@ class Example(NamedTuple):
     response: str
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(NamedTuple):
     """The examples in the order in which they are shown."""
 
     card: str
@@ -187,10 +186,8 @@ class Examples:
 
     def keep(self, folder: Path) -> None:
         """Save them beside the answers that were given after them."""
-        rows = [example._asdict() for example in self.examples]
-        write_json(
-            folder / EXAMPLES, {"format": _FORMAT, "seed": _SEED, **vars(self)} | {"examples": rows}
-        )
+        rows = {"examples": [example._asdict() for example in self.examples]}
+        write_json(folder / EXAMPLES, {"format": _FORMAT, "seed": _SEED, **self._asdict()} | rows)
 
 
 def choose_examples(card: Card, anchor: str, count: int) -> Examples:
