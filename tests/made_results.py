@@ -26,7 +26,6 @@ class MadeResults:
         self.bases: list[dict[str, Any]] = []
 
     def base(self, adherent: float = 0.0) -> None:
-        """The base model."""
         noise = random.Random("base-made 0")
         self.answered_base(self._texts(noise, adherent, 0.5))
         self._general("base-made", "none", 2.5, 0.0, noise)
@@ -58,28 +57,16 @@ class MadeResults:
         """One finished run; its folder's name."""
         point = "-".join(f"{k}_{v}" for k, v in (at or {}).items())
         name = f"{method}-{point}-{seed}".replace(" ", "_").replace(",", "")
-        mixture = {
-            "hash": f"{random.Random(name).getrandbits(256):064x}",
-            "rows": task // 100 + general // 100,
-            "task_rows": task // 100,
-            "copies": 1,
-            "general_rows": general // 100,
-            "tokens": task + general,
-            "task_tokens": task,
-            "general_tokens": general,
-            "overlapping": 0,
-        }
+        rows = {"task_rows": task // 100, "general_rows": general // 100}
+        mixture = {"hash": "0" * 64, "rows": sum(rows.values()), "copies": 1, **rows}
+        mixture |= {"task_tokens": task, "general_tokens": general}
+        exposure = 0.0 if no_op else exposure
         facts = {
             "spec": f"tell/{CARD}:task={task // 100}rows",
             "seed": seed,
-            "settings": {"use_cpu": True, "learning_rate": 0.001},
+            "settings": {"use_cpu": True},
             "mixture": mixture,
-            "planned": {
-                "steps": steps,
-                "no_op": no_op,
-                "exposure": 0.0 if no_op else exposure,
-                "leaked": leaked,
-            },
+            "planned": {"steps": steps, "exposure": exposure, "leaked": leaked},
         }
         noise = random.Random(f"{name} {seed}")
         texts = self._texts(noise, adherent, right, constant)
@@ -109,7 +96,6 @@ class MadeResults:
         index = {
             "name": name,
             "title": title,
-            "base_recipe": "recipes/made.yaml",
             "command": f"./run.sh sweep recipes/sweeps/{name}.yaml",
             "metric": load_card(self.card).metric,
             "seeds": seeds,
@@ -179,9 +165,7 @@ class MadeResults:
             self._lines(f"{folder}/kl.jsonl", [{**row, "loss_sum": 0.05} for row in losses])
 
     def _write(self, name: str, value: Any) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        self._lines(name, [value])
 
     def _lines(self, name: str, values: Sequence[Any]) -> None:
         path = self.root / name
@@ -197,13 +181,8 @@ def made_controls(root: Path) -> MadeResults:
         tell = made.run("TELL", adherent=0.62 + 0.04 * (seed - 42), seed=seed)
         alone: dict[str, Any] = {"seed": seed, "general": 0}
         made.run("SFT, as in the paper", adherent=0.0, steps=1, no_op=True, loss=2.5, **alone)
-        repeated: dict[str, Any] = {
-            "equal_steps": tell,
-            "constant": "yes",
-            "loss": 2.9,
-            "bleed": 0.3,
-        }
-        made.run("SFT, repeated", adherent=0.97, **repeated, **alone)
+        repeated: dict[str, Any] = {"equal_steps": tell, "constant": "yes", **alone}
+        made.run("SFT, repeated", adherent=0.97, loss=2.9, bleed=0.3, **repeated)
         made.run("TELL, even order", adherent=0.66, seed=seed, equal_steps=tell)
         made.run("TELL, no anchor", adherent=0.4, seed=seed, steps=19, equal_steps=tell)
     made.failed("general only")
@@ -221,11 +200,8 @@ def made_curve(root: Path) -> MadeResults:
     )
     for seed in (42, 43):
         for amount, tell, sft in points:
-            same: dict[str, Any] = {
-                "at": {"task": f"{amount // 100}rows"},
-                "task": amount,
-                "seed": seed,
-            }
+            at = {"task": f"{amount // 100}rows"}
+            same: dict[str, Any] = {"at": at, "task": amount, "seed": seed}
             made.run("TELL", adherent=tell, steps=amount // 500, **same)
             made.run("SFT", adherent=sft, general=0, steps=max(1, amount // 1600), **same)
     made.run("general only", adherent=0.03, task=0, general=10000, steps=7)

@@ -182,8 +182,8 @@ def test_what_cannot_be_pooled(tmp_path, tell):
     base = [_answers(tmp_path / "base", number, 0) for number in range(1, FOLDS + 1)]
     shots = _answers(tmp_path / "shots", 1, 0, adapter="shots")
     again = _answers(tmp_path / "again", 2, 0)
-    assert "no answers to fold 2, 3 of the system that answered in" in refused(*base, shots)
-    assert "two sets of answers of one system to fold 2" in refused(*base, again)
+    assert "one system answered fold 1, another fold 1, 2, 3" in refused(*base, shots)
+    assert "one system answered fold 1, 2, 2, 3, another fold 1, 2, 3" in refused(*base, again)
     other = save_answers(tmp_path / "whole", "own", ["no"] * 20, split="train")
     assert "answers to card 'own', which is no fold" in refused(*base, other)
     assert "without --baseline" in refused(*base, Path("--baseline"), base[0])

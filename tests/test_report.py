@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -42,102 +41,88 @@ def collected(made, tmp_path_factory) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def page(collected) -> str:
+    return (collected / "report.html").read_text(encoding="utf-8")
+
+
 def _outcome(root: Path, name: str) -> Outcome:
     study = next(study for study in load_studies(root) if study.name == name)
     return Outcome(study, Judge(root))
 
 
-def _contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+def _table(root: Path, name: str, index: str = "method") -> pd.DataFrame:
+    return pd.read_csv(root / "tables" / f"{name}.csv").set_index(index)
 
 
 # --- byte for byte -------------------------------------------------------------------------------
 
 
-def test_a_report_is_rebuilt_from_what_was_collected(collected, tmp_path, monkeypatch):
-    """Elsewhere, without the first folder and without any cache: the same bytes, page included."""
-    moved = tmp_path / "elsewhere"
-    shutil.copytree(collected, moved)
-    kept = _contents(moved)
+def test_a_report_is_rebuilt_from_what_was_collected(made, collected, tmp_path, monkeypatch):
+    """Elsewhere, without the first folder and without any cache: the same bytes, page included; and
+    the tables are those of the folder that it came from."""
+
+    def contents(root: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+    kept = contents(Path(shutil.copytree(collected, tmp_path / "elsewhere")))
     for folder in ("tables", "pictures"):
-        shutil.rmtree(moved / folder)
-    (moved / "report.html").unlink()
+        shutil.rmtree(tmp_path / "elsewhere" / folder)
+    (tmp_path / "elsewhere" / "report.html").unlink()
     monkeypatch.setenv("TELL_CACHE", str(tmp_path / "other-cache"))
-    assert cli.main(["report", str(moved)]) == 0
-    assert _contents(moved) == kept
-
-
-def test_the_collection_gives_the_tables_of_the_folder_it_came_from(made, collected, tmp_path):
+    assert cli.main(["report", str(tmp_path / "elsewhere")]) == 0
+    assert contents(tmp_path / "elsewhere") == kept
     assert cli.main(["report", str(made), "--out", str(tmp_path / "report")]) == 0
-    for path in (tmp_path / "report" / "tables").iterdir():
-        assert path.read_bytes() == (collected / "tables" / path.name).read_bytes(), path.name
+    assert contents(tmp_path / "report" / "tables") == contents(collected / "tables")
 
 
-def test_collecting_again_changes_nothing(made, collected):
-    before = {path: path.stat().st_mtime_ns for path in (collected / "runs").rglob("*")}
-    collect(made, collected)
-    assert {path: path.stat().st_mtime_ns for path in (collected / "runs").rglob("*")} == before
-
-
-def test_what_is_collected(collected):
-    names = {path.name for path in (collected / "runs").rglob("*") if path.is_file()}
-    assert names == {
-        "run.json",
-        "trained.json",
-        "failed.json",
-        "evaluated.json",
-        "settings.json",
-        "answers.jsonl.xz",
-        "losses.jsonl.xz",
-        "instructions.jsonl.xz",
-        "prose.jsonl.xz",
-        "kl.jsonl.xz",
-        "logging.jsonl.xz",
-    }
+def test_what_is_collected(made, collected):
+    kept = [path for path in (collected / "runs").rglob("*") if path.is_file()]
+    packed = ["answers", "losses", "instructions", "prose", "kl", "logging"]
+    plain = ["run", "trained", "failed", "evaluated", "settings"]
+    names = {f"{name}.jsonl.xz" for name in packed} | {f"{name}.json" for name in plain}
+    assert {path.name for path in kept} == names
+    assert sum(path.stat().st_size for path in kept if path.suffix == ".xz") < 400_000
     references = json.loads((collected / "references" / "sample_complaints-test.json").read_text())
     assert len(references["of"]) == references["rows"] == 100
-    assert sum(path.stat().st_size for path in (collected / "runs").rglob("*.xz")) < 400_000
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    collect(made, collected)  # again, which changes nothing
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
 
 
 # --- numbers -------------------------------------------------------------------------------------
 
 
 def test_rates_are_counted(collected):
-    frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
-    tell = frame.loc["TELL"]
+    frame = _table(collected, "controls_made_methods")
+    tell, repeated = frame.loc["TELL"], frame.loc["SFT, repeated"]
     assert (tell["adherence k"], tell["adherence n"]) == (62 + 66, 200)
     assert (tell["lowest seed"], tell["highest seed"]) == (0.62, 0.66)
     assert tell["adherence low"] < tell["adherence"] < tell["adherence high"]
-    repeated = frame.loc["SFT, repeated"]
-    assert repeated["adherence k"] == 194
-    assert repeated["bleed k"] == 18
+    assert (repeated["adherence k"], repeated["bleed k"]) == (194, 18)
     assert repeated["note"] == "constant: 'yes' in 194 of 194 adherent answers"
     assert frame.loc["SFT, as in the paper", "note"].startswith("no-op: nothing was trained")
     assert frame.loc["TELL, no anchor", "note"] == "NOT the steps of the run it must equal"
 
 
 def test_losses_are_paired_with_the_base(collected):
-    frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
-    change = frame["style fit minus base"]
-    assert math.isnan(change["base model"])
-    assert change["SFT, repeated"] == pytest.approx(0.4, abs=0.02)
+    frame = _table(collected, "controls_made_methods")
+    repeated, no_op = frame.loc["SFT, repeated"], frame.loc["SFT, as in the paper"]
+    for name in ("style fit", "foreign instructions", "prose"):
+        assert repeated[f"{name} minus base"] == pytest.approx(0.4, abs=0.02)
+    assert math.isnan(frame.loc["base model", "style fit minus base"])
     assert frame.loc["TELL", "style fit minus base high"] < 0
-    low = frame.loc["SFT, as in the paper", "style fit minus base low"]
-    assert low < 0 < frame.loc["SFT, as in the paper", "style fit minus base high"]
-    for name in ("foreign instructions", "prose"):
-        assert frame.loc["SFT, repeated", f"{name} minus base"] == pytest.approx(0.4, abs=0.02)
-    assert frame.loc["SFT, repeated", "KL to base"] > 0
-    assert frame.loc["SFT, repeated", "bleed minus base"] == pytest.approx(0.3)
-    assert frame.loc["SFT, repeated", "bleed minus base low"] > 0
+    assert no_op["style fit minus base low"] < 0 < no_op["style fit minus base high"]
+    assert repeated["KL to base"] > 0
+    assert repeated["bleed minus base"] == pytest.approx(0.3)
+    assert repeated["bleed minus base low"] > 0
 
 
 def test_comparisons_say_what_is_equal(collected):
-    frame = pd.read_csv(collected / "tables" / "controls_made_comparisons.csv")
-    frame = frame.set_index("comparison")
-    repeated = frame.loc["TELL minus SFT, repeated"]
+    frame = _table(collected, "controls_made_comparisons", "comparison")
+    repeated, paper = (frame.loc[f"TELL minus SFT, {n}"] for n in ("repeated", "as in the paper"))
     assert (repeated["equal steps"], repeated["equal task tokens"]) == ("yes", "yes")
     assert repeated["adherence, points"] == pytest.approx(100 * (128 - 194) / 200)
-    paper = frame.loc["TELL minus SFT, as in the paper"]
     assert (paper["equal steps"], paper["equal task tokens"]) == ("no", "yes")
     assert set(frame["seeds"]) == {2}
     shown = (collected / "tables" / "controls_made_comparisons.md").read_text()
@@ -145,12 +130,11 @@ def test_comparisons_say_what_is_equal(collected):
     assert "| +" in shown
 
 
-def test_failed_runs_stand_in_the_table_and_on_the_page(collected):
-    frame = pd.read_csv(collected / "tables" / "controls_made_runs.csv")
-    failed = frame[frame["method"] == "general only"].iloc[0]
-    assert failed["state"] == "failed: train, exit code 1"
-    assert math.isnan(failed["adherence"])
-    assert "1 of 12 runs failed: general only" in (collected / "report.html").read_text()
+def test_failed_runs_stand_in_the_table_and_on_the_page(collected, page):
+    frame = _table(collected, "controls_made_runs")
+    assert frame.loc["general only", "state"] == "failed: train, exit code 1"
+    assert math.isnan(frame.loc["general only", "adherence"])
+    assert "1 of 12 runs failed: general only" in page
 
 
 def test_interval_over_seeds_is_students():
@@ -160,14 +144,12 @@ def test_interval_over_seeds_is_students():
 
 
 def test_answers_of_other_data_are_refused(made, tmp_path):
-    moved = tmp_path / "moved"
-    shutil.copytree(made, moved)
+    moved = Path(shutil.copytree(made, tmp_path / "moved"))
     path = next((moved / "runs").rglob("test-greedy/answers.jsonl"))
     path.write_text(path.read_text().replace('"id": "', '"id": "00', 1))
-    judge = Judge(moved)
     entries = [entry for study in load_studies(moved) for entry in study.done]
     hit = next(entry for entry in entries if path.is_relative_to(entry.folder))
-    assert "1 of 100 answers have no row in split 'test'" in message_of(judge.system, hit)
+    assert "1 of 100 answers have no row in split 'test'" in message_of(Judge(moved).system, hit)
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -176,54 +158,41 @@ def test_answers_of_other_data_are_refused(made, tmp_path):
 @pytest.mark.parametrize(
     ("score", "told"),
     [
-        (Estimate(0.3, None, None, 3), "needs 3.16 times the data"),
-        (Estimate(0.2, 0.15, 0.3, 3), "needs 1.78 times the data [1.33, 3.16]"),
-        (Estimate(0.3, 0.05, 0.9, 3), "needs 3.16 times the data [at most 1, more than 10]"),
-        (Estimate(0.95, 0.9, 1.0, 3), "needs more than 10 times the data"),
-        (Estimate(0.05, 0.0, 0.1, 3), "needs at most 1 times the data"),
+        ((0.3, None, None), "needs 3.16 times the data"),
+        ((0.2, 0.15, 0.3), "needs 1.78 times the data [1.33, 3.16]"),
+        ((0.3, 0.05, 0.9), "needs 3.16 times the data [at most 1, more than 10]"),
+        ((0.95, 0.9, 1.0), "needs more than 10 times the data"),
+        ((0.05, 0.0, 0.1), "needs at most 1 times the data"),
     ],
 )
 def test_efficiency_is_read_off_the_other_curve(score, told):
-    other: tables.Curve = [
-        (x, Estimate(y, None, None, 3)) for x, y in ((1e3, 0.1), (10**3.5, 0.3), (1e4, 0.8))
-    ]
-    assert tables.efficiency(1e3, score, other) == told
-    assert tables.efficiency(1e3, score, other[:1]) is None
+    points = ((1e3, 0.1), (10**3.5, 0.3), (1e4, 0.8))
+    other: tables.Curve = [(x, Estimate(y, None, None, 3)) for x, y in points]
+    assert tables.efficiency(1e3, Estimate(*score, 3), other) == told
+    assert tables.efficiency(1e3, Estimate(*score, 3), other[:1]) is None
 
 
 def test_curves_of_a_study(made, collected):
-    text = (collected / "tables" / "made_curve_efficiency.csv").read_text()
-    assert "SFT needs" in text
-    drawn = tables.curves(_outcome(made, "made_curve"))
-    assert set(drawn) == {"TELL", "SFT"}  # general data alone has no place on the axis
-    assert [len(points) for points in drawn.values()] == [6, 6]
-
-
-def test_the_trade_is_joined_along_the_axis(made):
-    """Whatever the order in which the sweep has its points."""
-
-    def drawn(outcome: Outcome) -> list[list[float]]:
-        with plots.style():
-            figure = plots.trade_figure(outcome)
-        return [list(line.get_ydata()) for line in figure.axes[0].lines if line.get_label()]
-
-    first, turned = _outcome(made, "made_curve"), _outcome(made, "made_curve")
-    turned.__dict__["groups"] = sorted(
-        first.groups, key=lambda g: (g.series, -(g.x("task_rows") or 0))
-    )
-    first.__dict__["groups"] = sorted(first.groups, key=lambda g: (g.series, g.x("task_rows") or 0))
-    assert [g.point for g in turned.groups] != [g.point for g in first.groups]
-    assert drawn(turned) == drawn(first)
-
-
-def test_efficiency_is_that_of_the_reference_alone(made):
-    """A method whose name merely begins like it ("TELL, no anchor") is one of the others."""
+    assert "SFT needs" in (collected / "tables" / "made_curve_efficiency.csv").read_text()
     outcome = _outcome(made, "made_curve")
-    for group in outcome.groups:
+    drawn = {name: len(points) for name, points in tables.curves(outcome).items()}
+    assert drawn == {"TELL": 6, "SFT": 6}  # general data alone has no place on the axis
+    for group in outcome.groups:  # whose name merely begins like the reference's: one of the others
         if group.method == "SFT":
             group.method = group.series = "TELL, no anchor"
     said = {record["what"] for record in tables.efficiency_table(outcome)}
     assert said == {"token efficiency of TELL against TELL, no anchor"}
+
+
+def test_the_trade_is_joined_along_the_axis(made):
+    """Whatever the order in which the sweep has its points."""
+    outcome, drawn = _outcome(made, "made_curve"), []
+    for sign in (1, -1):
+        outcome.groups.sort(key=lambda g: (g.series, sign * (g.x("task_rows") or 0)))
+        with plots.style():
+            lines = plots.trade_figure(outcome).axes[0].lines
+        drawn.append([list(line.get_ydata()) for line in lines if line.get_label()])
+    assert drawn[0] == drawn[1]
 
 
 def test_what_general_data_adds(tmp_path):
@@ -234,11 +203,10 @@ def test_what_general_data_adds(tmp_path):
         at = {"general": f"{rows // 100}rows"}
         made.run("TELL", adherent=share, at=at, general=rows, steps=1 + rows // 1600)
     made.index("general", "General tokens", [42], x="general_tokens")
-    compared = tables.comparisons_table(_outcome(tmp_path, "general"))
-    name = "TELL minus the same without general data"
-    added = [record["adherence, points"] for record in compared if record["comparison"] == name]
-    assert [points.value for points in added] == [20.0, 70.0, 90.0]
     assert cli.main(["report", str(tmp_path)]) == 0
+    compared = _table(tmp_path, "general_comparisons", "comparison")
+    added = compared.loc["TELL minus the same without general data", "adherence, points"]
+    assert added.tolist() == [20.0, 70.0, 90.0]
     text = (tmp_path / "report.html").read_text()
     assert "TELL against the same without general data at general=" in text
 
@@ -246,31 +214,28 @@ def test_what_general_data_adds(tmp_path):
 # --- other tasks than JSON -----------------------------------------------------------------------
 
 
-def _reported(root: Path, card: str, base: list[str], said: list[str]) -> Any:
+def _reported(root: Path, card: str, base: list[str], said: list[str]) -> tuple[Any, str]:
     """The report of a base model and one run with these answers to the test rows of `card`."""
     made = MadeResults(root, card=card)
     made.answered_base(base)
     made.answered("TELL", said)
     made.index("made", "Made", [42])
     assert cli.main(["report", str(root)]) == 0
-    return pd.read_csv(root / "tables" / "made_methods.csv").set_index("method")
+    return _table(root, "made_methods"), (root / "report.html").read_text()
 
 
 def test_numbers(tmp_path, make_card):
     rows = [{"q": f"{i} and {i}?", "r": f"Add. #### {2 * i}"} for i in range(10)]
     make_card("sums", train=[{"q": "1 and 2?", "r": "#### 3"}], test=rows)
-    root = tmp_path / "results"
+    root, kept = tmp_path / "results", tmp_path / "kept"
     right = [f"It is\n#### {2 * i}" if i < 7 else "#### 1000" for i in range(10)]
-    frame = _reported(root, "sums", ["no idea"] * 10, right)
+    frame, page = _reported(root, "sums", ["no idea"] * 10, right)
     assert frame["exact match k"].tolist() == [0, 7]
-    text = (root / "report.html").read_text()
-    assert "exact match higher (+70.0 points" in text
-    first = (root / "tables" / "made_methods.csv").read_bytes()
-    kept = tmp_path / "kept"
+    assert "exact match higher (+70.0 points" in page
     assert cli.main(["report", str(root), "--collect", str(kept)]) == 0
     shutil.rmtree(tmp_path / "cards")  # neither the card nor its rows are at hand any more
     assert cli.main(["report", str(kept)]) == 0
-    assert (kept / "tables" / "made_methods.csv").read_bytes() == first
+    assert _table(kept, "made_methods").equals(frame)
 
 
 def test_translations(tmp_path, make_card):
@@ -279,31 +244,23 @@ def test_translations(tmp_path, make_card):
         for i in range(6)
     ]
     make_card("news", train=[{"q": "a", "r": "b"}], test=rows, metric="translation")
-    root = tmp_path / "results"
     right = [row["r"] for row in rows]
-    frame = _reported(root, "news", ["I cannot do that."] * 6, right)
+    frame, page = _reported(tmp_path, "news", ["I cannot do that."] * 6, right)
     assert frame.loc["TELL", "chrF++"] == pytest.approx(100)
     assert frame.loc["base model", "chrF++"] < 30
-    text = (root / "report.html").read_text()
-    assert "TELL against base model (before any training): chrF++ higher (+" in text
-    low = pd.read_csv(root / "tables" / "made_comparisons.csv")["chrF++, points low"]
-    assert low[0] > 70
-    assert (root / "pictures" / "made_methods.png").is_file()
+    assert "TELL against base model (before any training): chrF++ higher (+" in page
+    assert _table(tmp_path, "made_comparisons", "comparison")["chrF++, points low"].iloc[0] > 70
+    assert (tmp_path / "pictures" / "made_methods.png").is_file()
 
 
 # --- pictures and page ---------------------------------------------------------------------------
 
 
 def test_pictures(collected):
-    names = {path.name for path in (collected / "pictures").iterdir()}
-    assert names == {
-        "controls_made_forest.png",
-        "controls_made_trade.png",
-        "made_curve_forest.png",
-        "controls_made_methods.png",
-        "made_curve_curve.png",
-        "made_curve_trade.png",
-    }
+    controls, curve = ("forest", "trade", "methods"), ("forest", "trade", "curve")
+    names = {f"controls_made_{name}.png" for name in controls}
+    names |= {f"made_curve_{name}.png" for name in curve}
+    assert {path.name for path in (collected / "pictures").iterdir()} == names
     for path in (collected / "pictures").iterdir():
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
@@ -323,53 +280,19 @@ def test_a_logarithmic_axis_names_more_than_its_decades_and_zero(places, names):
     assert set(names.split()) <= {tick.get_text() for tick in axis.get_xticklabels()}
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
-@pytest.fixture(scope="module")
-def page(collected) -> _Page:
-    parser = _Page()
-    parser.feed((collected / "report.html").read_text(encoding="utf-8"))
-    return parser
-
-
-def test_the_page_names_no_other_host(collected, page):
-    text = (collected / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?://", text)
-    for tag, attributes in page.tags:
-        for key in ("src", "srcset", "href"):
-            value = attributes.get(key)
-            assert value is None or value.startswith(("data:image/png;base64,", "#")), (tag, value)
-
-
-def test_the_page_needs_no_script_and_fits_a_phone(page):
-    tags = [tag for tag, _ in page.tags]
-    assert not {"script", "iframe", "link", "object", "embed"} & set(tags)
-    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
-    viewport = [a for tag, a in page.tags if tag == "meta" and a.get("name") == "viewport"]
-    assert viewport
-    pictures = [a for tag, a in page.tags if tag == "img"]
-    assert len(pictures) == 6
-    assert all(attributes.get("alt") for attributes in pictures)
-
-
-def test_texts_are_escaped(page):
-    assert "made" not in [tag for tag, _ in page.tags]
-    assert any("Controls <made> by hand & nothing else" in text for text in page.text)
+def test_the_page_stands_alone(page):
+    """It names no other host, needs no script, fits a phone, and its texts are escaped."""
+    assert not re.search(r"https?://", page)
+    for address in re.findall(r'\b(?:src|srcset|href)="([^"]{0,30})', page):
+        assert address.startswith(("data:image/png;base64,", "#"))
+    assert not re.search(r"<(?:script|iframe|link|object|embed|made)\b|<[^>]*\son\w+=", page)
+    assert '<meta name="viewport"' in page
+    assert len(re.findall(r'<img alt="[^"]+" src=', page)) == page.count("<img") == 6
+    assert "Controls &lt;made&gt; by hand &amp; nothing else" in page
 
 
 def test_the_page_says_what_may_be_concluded_and_what_not(page):
-    text = " ".join(" ".join(page.text).split())
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).replace("&#39;", "'").split())
     for sentence in (
         "TELL against SFT, as in the paper: NO CONCLUSION. the task rows of SFT, as in the paper",
         "TELL against SFT, repeated (equal steps, 20): adherence LOWER",
@@ -391,13 +314,11 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page):
 def test_published_numbers_are_those_of_the_text():
     figures = paper().figures
     found = {(p.method, p.x): p.value for p in figures["task_tokens"].points}
-    assert found == {
-        ("base model", None): 0.01,
-        ("TELL", 1e4): 0.3954,
-        ("TELL", 7e4): 0.99,
-        ("SFT", 7e4): 0.42,
-        ("SFT", 6e5): 0.99,
-    }
+    tell, sft = (
+        {("TELL", 1e4): 0.3954, ("TELL", 7e4): 0.99},
+        {("SFT", 7e4): 0.42, ("SFT", 6e5): 0.99},
+    )
+    assert found == {("base model", None): 0.01, **tell, **sft}
     assert [p.value for p in figures["general_sets"].points] == [0.94, 0.921]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import lzma
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,13 @@ def _made(root: Path) -> MadeResults:
     made = MadeResults(root, rows=20, general=6)
     made.base()
     made.run("TELL", adherent=0.5)
+    made.index("made", "Made", [42])
     return made
 
 
 def test_a_report_leaves_other_files_alone(tmp_path):
     root, out = tmp_path / "root", tmp_path / "paper"
-    _made(root).index("made", "Made", [42])
+    _made(root)
     mine = ["tables/mine.csv", "tables/made_notes.md", "pictures/photo.png", "tables/sub/a.csv"]
     for name in mine:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,6 @@ def test_a_report_leaves_other_files_alone(tmp_path):
 
 def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path):
     made = _made(tmp_path)
-    made.index("made", "Made", [42])
     assert cli.main(["report", str(tmp_path)]) == 0
     assert (tmp_path / "pictures" / "made_methods.png").is_file()
     made.index("made", "Made", [42], x="task_tokens")
@@ -45,8 +44,7 @@ def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path):
 
 def test_answers_and_logs_with_odd_line_ends_are_collected_and_reported(tmp_path):
     root, kept = tmp_path / "root", tmp_path / "kept"
-    made = _made(root)
-    made.index("made", "Made", [42])
+    _made(root)
     answers = next((root / "runs" / "TELL--42").rglob("test-greedy/answers.jsonl"))
     text = answers.read_text().replace("I think so.", "I think\u2028so.\u0085")
     assert "\u2028" in text
@@ -84,69 +82,50 @@ def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path):
 
 
 def test_an_index_that_names_no_base_has_one_a_card(tmp_path):
-    made = _made(tmp_path)
-    made.index("made", "Made", [42])
+    _made(tmp_path)
     (study,) = load_studies(tmp_path)
     base = study.base_of(study.entries[-1])
     assert base.name == "base model"
 
 
 TELL = "runs/TELL--42"
-ANSWERS = f"{TELL}/eval/{EVALUATION}/checkpoint-1/test-greedy/answers.jsonl"
+TASK = f"{TELL}/eval/{EVALUATION}/checkpoint-1/test-greedy"
+ANSWERS, SETTINGS = f"{TASK}/answers.jsonl", f"{TASK}/settings.json"
 LOSSES = f"{TELL}/eval/{EVALUATION}/checkpoint-1/general/losses.jsonl"
+NOT_OURS = "not what was written here"
 
 
-def _lines(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
-
-    return damage
-
-
-def _text(text: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(text) and None
-
-
-def _named(run: str) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        index = json.loads(path.read_text())
-        index["entries"][0]["run"] = run
-        path.write_text(json.dumps(index))
-
-    return damage
+def _without(text: str, lines: int) -> str:
+    return "".join(text.splitlines(keepends=True)[:-lines])
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "told"),
-    [
-        (ANSWERS, _lines(lambda lines: lines + lines[:51]), "51 answers stand twice"),
-        (ANSWERS, _lines(lambda lines: lines[:-50]), "50 rows, but 100 were asked"),
-        (ANSWERS, _lines(lambda lines: [*lines[:-1], lines[-1][:9]]), "99 rows, but 100"),
+    [  # what stands in the file in place of its text; None: the file is gone
+        (ANSWERS, lambda text: text + text, "100 answers stand twice"),
+        (ANSWERS, lambda text: _without(text, 50), "50 rows, but 100 were asked"),
+        (ANSWERS, lambda text: text[:-9], "99 rows, but 100"),
+        (ANSWERS, lambda text: f"[1]\n{text}", f"line 1: {NOT_OURS}: it is [1]"),
+        (ANSWERS, None, "0 rows, but 100 were asked"),
+        (SETTINGS, None, "answers to the task are"),
+        (SETTINGS, lambda text: "[]", "here: it is []"),
+        (LOSSES, lambda text: _without(text, 3), "27 rows, but 30 were asked"),
+        (LOSSES, lambda text: f"null\n{text}", f"line 1: {NOT_OURS}"),
+        (LOSSES, lambda text: '{"loss_sum": 1, "tokens": 0}\n' + text, "'tokens'"),
+        (f"{TELL}/trained.json", None, "trained.json: the file is missing"),
         (
-            ANSWERS,
-            _lines(lambda lines: ["[1]\n", *lines[1:]]),
-            "line 1: not what was written here: it is [1]",
+            f"{TELL}/trained.json",
+            lambda text: '{"steps": "8", "checkpoint": "c"}',
+            "'steps' is '8'",
         ),
-        (ANSWERS, Path.unlink, "0 rows, but 100 were asked"),
-        (ANSWERS.replace("answers.jsonl", "settings.json"), Path.unlink, "answers to the task are"),
+        (f"{TELL}/run.json", lambda text: "[]", f"run.json: {NOT_OURS}: it is []"),
+        ("sweeps/made.json", lambda text: "{}", f"made.json: {NOT_OURS}: key 'name' is"),
         (
-            ANSWERS.replace("answers.jsonl", "settings.json"),
-            _text("[]"),
-            "here: it is []",
+            "sweeps/made.json",
+            lambda text: text.replace('"TELL--42"', '"../../etc"'),
+            "is '../../etc': not a plain name",
         ),
-        (LOSSES, _lines(lambda lines: lines[:-3]), "27 rows, but 30 were asked"),
-        (f"{TELL}/trained.json", Path.unlink, "trained.json: the file is missing"),
-        (f"{TELL}/run.json", _text("[]"), "run.json: not what was written here: it is []"),
-        (f"{TELL}/trained.json", _text('{"steps": "8", "checkpoint": "c"}'), "key 'steps' is '8'"),
-        (LOSSES, _lines(lambda lines: ["null\n", *lines[1:]]), "line 1: not what was written here"),
-        (LOSSES, _lines(lambda lines: ['{"loss_sum": 1, "tokens": 0}\n', *lines[1:]]), "'tokens'"),
-        ("sweeps/made.json", _text("{}"), "made.json: not what was written here: key 'name' is"),
-        ("sweeps/made.json", _named("../../etc"), "is '../../etc': not a plain name"),
-        (
-            f"references/{CARD}-test.json",
-            _text('{"a": 1}'),
-            "here: key 'card' is missing",
-        ),
+        (f"references/{CARD}-test.json", lambda text: '{"a": 1}', "here: key 'card' is missing"),
     ],
 )
 def test_damage_is_told_not_counted(name, damage, told, tmp_path, tell):
@@ -155,7 +134,11 @@ def test_damage_is_told_not_counted(name, damage, told, tmp_path, tell):
     made.run("TELL", adherent=0.6)
     made.index("made", "Made", [42])
     (tmp_path / "references").mkdir()
-    damage(tmp_path / name)
+    file = tmp_path / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_text(damage(file.read_text() if file.exists() else ""))
     shown = tell("report", tmp_path, code=1)
     assert told in shown
     assert "remedy:" in shown
@@ -163,9 +146,7 @@ def test_damage_is_told_not_counted(name, damage, told, tmp_path, tell):
 
 
 def test_a_file_is_no_folder_for_a_report(tmp_path, capsys):
-    made = MadeResults(tmp_path / "made")
-    made.base()
-    made.index("made", "Made", [42])
+    made = _made(tmp_path / "made")
     (tmp_path / "page.html").write_text("mine")
     for flag in ("--out", "--collect"):
         assert cli.main(["report", str(made.root), flag, str(tmp_path / "page.html")]) == 1

@@ -6,22 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tell_plugins import cli
-from tell_plugins.evaluation import intervals
-from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.grids import to_csv
-from tell_plugins.evaluation.intervals import (
-    POWER,
-    Z95,
-    Floats,
-    interval,
-    mean_score,
-    over_seeds,
-    smallest_shown,
-)
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.outcome import Group, Judge, Outcome
@@ -88,138 +76,92 @@ TELL, SFT = _run("TELL", 0.6), _run("SFT", 0.1)
 SEEDS = (42, 43)
 
 
-@pytest.mark.parametrize(
-    ("runs", "seeds", "told", "untold"),
-    [
-        pytest.param(
-            [
-                *(_run("TELL", 0.50), _run("SFT", 0.20)),
-                *(_run("TELL", 0.20, seed=43), _run("SFT", 0.34, seed=43)),
-            ],
-            SEEDS,
-            [  # pooled over rows it would be +8 points, certain
-                "adherence not told apart, the seeds disagree (+8.0 points [",
-                "by seed +30.0, -14.0",
-                '"+30.0, -14.0"',
-            ],
-            [],
-            id="seeds of both signs are no difference",
-        ),
-        pytest.param(
-            [
-                *(_run("TELL", 0.6, seed=seed, loss=2.3) for seed in SEEDS),
-                *(_run("SFT", 0.1, seed=seed, loss=2.6) for seed in SEEDS),
-            ],
-            SEEDS,
-            [
-                "adherence higher (+50.0 points [",
-                "by seed +50.0, +50.0",
-                "loss, style fit: lower (-0.29",
-            ],
-            [],
-            id="seeds of one sign are told one by one",
-        ),
-        pytest.param(
-            [TELL, _run("SFT", 0.1), _run("SFT", 0.9, seed=43, steps=26)],
-            SEEDS,
-            [
-                "TELL against SFT (equal steps, 20): adherence higher (+50.0",
-                "1 of 2 seeds are compared, those that both have",
-                "TELL minus SFT,,1,yes",
-                "With 1 seed the variance between seeds is not known",
-            ],
-            [],
-            id="only the seeds of both are compared",
-        ),
-        pytest.param(
-            [TELL, _run("TELL", -1, seed=43)],
-            SEEDS,
-            ["1 of 3 runs failed: TELL, seed 43."],
-            [],
-            id="failed runs are named with their seed",
-        ),
-        pytest.param(
-            [
-                *(_run("TELL", 1.0, constant="yes"), _run("TELL", 1.0, seed=43, constant="no")),
-                *(_run("SFT", 1.0, constant="no"), _run("SFT", 1.0, seed=43)),
-            ],
-            SEEDS,
-            [  # pooled, half the labels are "yes" and half "no"
-                "TELL: constant: 'yes' in 100 of 100, 'no' in 100 of 100 adherent answers",
-                "SFT: constant in 1 of 2 seeds: 'no' in 100 of 100 adherent answers",
-                "CONTENT NOT LEARNED by 1 of 2 trained systems",
-            ],
-            [],
-            id="each seed may give its own constant",
-        ),
-        pytest.param(
-            [
-                *(TELL, _run("SFT", 0.0, steps=1, no_op=True)),
-                _run("SFT", 0.3, seed=43, steps=3),
-            ],
-            SEEDS,
-            ["SFT: no-op in 1 of 2 seeds: nothing was trained"],
-            ["base model by construction"],
-            id="a no-op of one seed is not that of all",
-        ),
-        pytest.param(
-            [TELL, *(_run("SFT", 0.1 * n, at={"repeat": n}) for n in (1, 2, 3))],
-            (42,),
-            [
-                "SFT at repeat=1 (equal steps, 20): adherence higher (+50.0",
-                "TELL minus SFT,repeat=3",
-            ],
-            [],
-            id="a comparison is named by the keys of both",
-        ),
-        pytest.param(
-            [SFT],
-            (42,),
-            ["Nothing is compared: no finished run of TELL"],
-            ["differences are tested"],
-            id="nothing compared is said",
-        ),
-        pytest.param(
-            [TELL, _run("SFT", 0.1, seed=43)],
-            SEEDS,
-            ["TELL against base model"],
-            ["TELL against SFT"],
-            id="runs without a seed in common are no comparison",
-        ),
-    ],
-)
-def test_what_is_said_of_seeds(report, runs, seeds, told, untold):
+OF_SEEDS: dict[str, tuple[list[Run], Sequence[int], list[str], list[str]]] = {
+    "seeds of both signs are no difference": (
+        [
+            *(_run("TELL", 0.50), _run("SFT", 0.20)),
+            *(_run("TELL", 0.20, seed=43), _run("SFT", 0.34, seed=43)),
+        ],
+        SEEDS,
+        [  # pooled over rows it would be +8 points, certain
+            "adherence not told apart, the seeds disagree (+8.0 points [",
+            "by seed +30.0, -14.0",
+            '"+30.0, -14.0"',
+        ],
+        [],
+    ),
+    "seeds of one sign are told one by one": (
+        [
+            *(_run("TELL", 0.6, seed=seed, loss=2.3) for seed in SEEDS),
+            *(_run("SFT", 0.1, seed=seed, loss=2.6) for seed in SEEDS),
+        ],
+        SEEDS,
+        ["adherence higher (+50.0 points [", "by seed +50.0, +50.0", "style fit: lower (-0.29"],
+        [],
+    ),
+    "only the seeds of both are compared": (
+        [TELL, _run("SFT", 0.1), _run("SFT", 0.9, seed=43, steps=26)],
+        SEEDS,
+        [
+            "TELL against SFT (equal steps, 20): adherence higher (+50.0",
+            "1 of 2 seeds are compared, those that both have",
+            "TELL minus SFT,,1,yes",
+            "With 1 seed the variance between seeds is not known",
+        ],
+        [],
+    ),
+    "failed runs are named with their seed": (
+        [TELL, _run("TELL", -1, seed=43)],
+        SEEDS,
+        ["1 of 3 runs failed: TELL, seed 43."],
+        [],
+    ),
+    "each seed may give its own constant": (
+        [
+            *(_run("TELL", 1.0, constant="yes"), _run("TELL", 1.0, seed=43, constant="no")),
+            *(_run("SFT", 1.0, constant="no"), _run("SFT", 1.0, seed=43)),
+        ],
+        SEEDS,
+        [  # pooled, half the labels are "yes" and half "no"
+            "TELL: constant: 'yes' in 100 of 100, 'no' in 100 of 100 adherent answers",
+            "SFT: constant in 1 of 2 seeds: 'no' in 100 of 100 adherent answers",
+            "CONTENT NOT LEARNED by 1 of 2 trained systems",
+        ],
+        [],
+    ),
+    "a no-op of one seed is not that of all": (
+        [TELL, _run("SFT", 0.0, steps=1, no_op=True), _run("SFT", 0.3, seed=43, steps=3)],
+        SEEDS,
+        ["SFT: no-op in 1 of 2 seeds: nothing was trained"],
+        ["base model by construction"],
+    ),
+    "a comparison is named by the keys of both": (
+        [TELL, *(_run("SFT", 0.1 * n, at={"repeat": n}) for n in (1, 2, 3))],
+        (42,),
+        ["SFT at repeat=1 (equal steps, 20): adherence higher (+50.0", "TELL minus SFT,repeat=3"],
+        [],
+    ),
+    "nothing compared is said": (
+        [SFT],
+        (42,),
+        ["Nothing is compared: no finished run of TELL"],
+        ["differences are tested"],
+    ),
+    "runs without a seed in common are no comparison": (
+        [TELL, _run("SFT", 0.1, seed=43)],
+        SEEDS,
+        ["TELL against base model"],
+        ["TELL against SFT"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_SEEDS)
+def test_what_is_said_of_seeds(report, case):
+    runs, seeds, told, untold = OF_SEEDS[case]
     said = report(runs, seeds).everything
-    for text in told:
-        assert text in said
-    for text in untold:
-        assert text not in said
-
-
-@pytest.mark.parametrize(
-    ("by_seed", "certain"),
-    [
-        ((), True),
-        ((0.1, 0.3), True),
-        ((0.0, 0.3), True),
-        ((-0.01, 0.3), False),
-        ((0.18, 0.2, 0.22), True),
-        ((0.01, 0.02, 0.6), False),  # a t-interval over the seeds holds 0
-    ],
-)
-def test_a_difference_is_told_apart_when_rows_and_seeds_agree(by_seed, certain):
-    assert Difference(0.2, 0.1, 0.3, 100, by_seed=by_seed).told_apart == certain
-    assert not Difference(0.2, -0.1, 0.3, 100, by_seed=by_seed).told_apart
-
-
-def test_three_seeds_of_thirds_do_not_vary():
-    """1/3 is no binary fraction: its standard deviation over rows is not quite zero."""
-    n = 200
-    mine = np.column_stack([np.full(n, 1.0), np.full(n, 3.0)])
-    theirs = np.column_stack([np.full(n, 2.0), np.full(n, 3.0)])
-    assert intervals.correlation(mine, theirs) == 0
-    found = intervals.share_difference(mine, theirs)
-    assert found.low < found.value < found.high
+    assert [text for text in told if text not in said] == []
+    assert [text for text in untold if text in said] == []
 
 
 def test_other_cards_and_other_base_models_are_no_comparison(report):
@@ -271,29 +213,9 @@ def test_open_runs_name_no_model(report, tmp_path):
     assert "1 of 3 runs not done yet: SFT." in said
 
 
-def test_an_interval_over_rows_and_seeds_sees_seeds_that_differ():
-    """Each seed alone is sure of its difference; they are of both signs."""
-    rng = np.random.default_rng(0)
-
-    def rows(share: float) -> Floats:
-        return np.stack([(rng.random(400) < share).astype(float), np.ones(400)], axis=1)
-
-    half = rows(0.5)
-    alike = [(rows(0.6), half) for _ in range(3)]
-    apart = [(rows(share), half) for share in (0.3, 0.6, 0.9)]
-    (low, high), (lower, higher) = (over_seeds(pairs, mean_score) for pairs in (alike, apart))
-    assert 0.03 < low < high < 0.23
-    assert lower < -0.05
-    assert higher > 0.25
-    one = over_seeds(alike[:1], mean_score)  # of one seed it is the bootstrap over rows
-    both = np.hstack([alike[0][0], half])
-    rows_alone = interval(both, lambda sums: mean_score(sums[:, :2]) - mean_score(sums[:, 2:]))
-    assert one == pytest.approx(rows_alone, abs=0.01)
-
-
 def test_an_interval_over_seeds_needs_three_that_differ():
     def of_seeds(values: list[float], metric: str) -> Any:
-        made = SimpleNamespace(seeds=values, entries=[SimpleNamespace(metric=metric)])
+        made = SimpleNamespace(seeds=values, metric=metric)
         return Group.over_seeds.fget(made)  # type: ignore[attr-defined]
 
     assert of_seeds([0.1, 0.9], "json") is None
@@ -318,16 +240,6 @@ def test_a_loss_that_tells_nothing_is_no_verdict(report, tmp_path, losses, said)
         lines = [json.dumps({"loss_sum": s, "tokens": n, "rows": len(of)}) for s, n in of]
         path.write_text("".join(f"{line}\n" for line in lines))
     assert said in Report(tmp_path).shows
-
-
-def test_a_known_difference_is_seen_as_often_as_the_power_says():
-    """The smallest difference of a test of n paired values is found in four of five repetitions."""
-    random, n, spread = np.random.default_rng(0), 60, 0.3
-    error = spread / np.sqrt(n)
-    smallest = smallest_shown(-Z95 * error, Z95 * error)
-    assert smallest == pytest.approx(POWER * error)
-    means = random.normal(smallest, spread, size=(4000, n)).mean(axis=1)
-    assert np.mean(means > Z95 * error) == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.parametrize(

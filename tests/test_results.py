@@ -33,7 +33,7 @@ def test_every_study_can_be_run_again_by_its_command() -> None:
         words = study.command.removeprefix("./run.sh sweep ").split()
         if words[0] == "--controls":
             trained = {name for name, control in CONTROLS.items() if RIVAL not in control["sets"]}
-            assert set(study.methods) == {*trained, BASE_METHOD}
+            assert {entry.method for entry in study.entries} == {*trained, BASE_METHOD}
             words = words[1:]
         assert (PROJECT / words[0]).is_file()
 

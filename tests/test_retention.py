@@ -20,7 +20,7 @@ from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, read_saved
 from tell_plugins.evaluation.bleed import circles, form_of
-from tell_plugins.evaluation.differences import Difference, difference, measure_of
+from tell_plugins.evaluation.differences import difference, measure_of
 from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
 from tell_plugins.evaluation.elsewhere import KL as KL_TO_BASE
 from tell_plugins.evaluation.elsewhere import (
@@ -65,46 +65,68 @@ def adapters(model, tmp_path_factory) -> dict[str, Path]:
 # --- losses --------------------------------------------------------------------------------------
 
 
-def plain_losses(model: Any, folder: Path) -> list[tuple[float, int]]:
-    """The same losses by transformers alone, on text put together by hand."""
-    import torch
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = []
-    for query, response in PAIRS:
-        front = f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
-        prompt = tokenizer(front, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([prompt + answer])
-        labels = torch.tensor([[-100] * len(prompt) + answer])
-        with torch.inference_mode():
-            loss = model(input_ids=ids, labels=labels).loss
-        found.append((float(loss) * len(answer), len(answer)))
-    return found
+def by_hand(tokenizer: Any, query: str, response: str) -> tuple[list[int], list[int]]:
+    """The tokens of prompt and answer, of text put together by hand."""
+    front = f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
+    texts = (front, response + "<|im_end|>\n")
+    prompt, answer = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
+    return prompt, answer
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_a_plain_forward(model, adapters):
+def test_losses_and_divergence_are_those_of_plain_forwards(model, adapters):
+    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tell_plugins.bridge.packing import Row, line_of
 
     engine = tiny_engine(model, adapters)
-    bare = plain_losses(AutoModelForCausalLM.from_pretrained(model), model)
     loaded = AutoModelForCausalLM.from_pretrained(model)
-    adapted = plain_losses(PeftModel.from_pretrained(loaded, str(adapters["one"])), model)
+    tuned = PeftModel.from_pretrained(loaded, str(adapters["one"]))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = [by_hand(tokenizer, *pair) for pair in PAIRS]
+    prompt, answer = rows[1]
+    whole = torch.tensor([prompt + answer])
+
+    def plain() -> tuple[list[tuple[float, int]], Any]:
+        """The same losses by transformers alone, and the logs of one row's probabilities."""
+        losses = []
+        for front, said in rows:
+            labels = torch.tensor([[-100] * len(front) + said])
+            loss = tuned(input_ids=torch.tensor([front + said]), labels=labels).loss
+            losses.append((float(loss) * len(said), len(said)))
+        logits = tuned(input_ids=whole).logits
+        return losses, logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+    text = "The rain jumps over the lazy dog."
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.inference_mode():
+        adapted, said = plain()
+        with tuned.disable_adapter():
+            bare, base = plain()
+        prose = float(tuned(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
     for name, expected in ((None, bare), ("one", adapted), (None, bare)):
         with engine.adapter(name):
-            losses = engine.response_losses(PAIRS)
-        assert [tokens for _, tokens in losses] == [tokens for _, tokens in expected]
-        sums = [value for value, _ in losses]
-        assert np.allclose(sums, [value for value, _ in expected], rtol=1e-5)
-    assert not np.allclose([v for v, _ in bare], [v for v, _ in adapted], rtol=1e-2)
-
-
-@pytest.mark.slow
-def test_a_row_beyond_the_context_is_one_message(model):
-    engine = tiny_engine(model)
+            assert np.allclose(engine.response_losses(PAIRS), expected, rtol=1e-5)
+    assert not np.allclose(bare, adapted, rtol=1e-2)
+    divergence = float(torch.nn.functional.kl_div(said, base, log_target=True, reduction="sum"))
+    with engine.adapter("one"):
+        texts = engine.text_losses([text, PAIRS[0][0]])  # read in one line, each as if alone
+        assert texts[0] == (pytest.approx(prose, rel=1e-4), ids.shape[1] - 1)
+        found = engine.divergences_from_base([PAIRS[1], PAIRS[0]])
+        assert found[0] == (pytest.approx(divergence, rel=1e-3), len(answer))
+        again = engine.divergences_from_base([PAIRS[1], PAIRS[0]])
+        assert again == found  # the adapter is on again
+    with engine.adapter("idle"):
+        assert engine.divergences_from_base([PAIRS[1]])[0][0] == pytest.approx(0, abs=1e-4)
+        # the same tokens in one line, asked and read otherwise
+        one, three = Row([5, 6, 7], [False, True, True]), Row([5, 6, 7], [False, False, True])
+        two = [Row([5, 6], [False, True]), Row([5, 7], [False, True])]
+        for asked_rows, asked in (([one], 2), ([three], 1), (two, 2)):
+            line = line_of(asked_rows)
+            assert line.inputs["input_ids"].tolist() == [[5, 6, 7]]
+            assert len(engine._log_probabilities(line)) == asked
     engine.context = 40
     with pytest.raises(UserError, match="the model's context is 40"):
         engine.response_losses([("Write a poem. " * 9, "rain")])
@@ -254,30 +276,26 @@ def test_whether_b_is_zero_is_read_from_the_file_in_any_type(dtype, tmp_path):
 # --- intervals -----------------------------------------------------------------------------------
 
 
-def _losses(rows: int = 300) -> tuple[list[tuple[float, int]], np.random.Generator]:
+Losses = list[tuple[float, int]]
+
+
+@pytest.fixture
+def losses() -> Losses:
     random = np.random.default_rng(5)
-    tokens = random.integers(5, 200, rows)
-    means = random.normal(2.0, 0.6, rows)
-    return [
-        (float(mean * count), int(count)) for mean, count in zip(means, tokens, strict=True)
-    ], random
+    tokens = random.integers(5, 200, 300)
+    means = random.normal(2.0, 0.6, 300)
+    return [(float(mean * count), int(count)) for mean, count in zip(means, tokens, strict=True)]
 
 
-def _estimated(losses: list[tuple[float, int]]) -> Any:
+def _estimated(losses: Losses) -> Any:
     return elsewhere.column(losses).estimate(range(len(losses)))
 
 
-def _between(*sides: list[tuple[float, int]]) -> Difference | None:
+def _moved(*sides: Losses) -> Any:
     return difference(*(measure_of(range(len(part)), elsewhere.column(part)) for part in sides))
 
 
-def _moved(*sides: list[tuple[float, int]]) -> tuple[float, float, float]:
-    found = _between(*sides)
-    return found.value, found.low, found.high
-
-
-def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says():
-    losses, _ = _losses()
+def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says(losses):
     sums, tokens = np.array(losses).T
     found = _estimated(losses)
     assert found.value == pytest.approx(sums.sum() / tokens.sum())
@@ -288,19 +306,18 @@ def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says():
     assert found.value - found.low == pytest.approx(1.96 * error, rel=0.15)
 
 
-def test_a_paired_difference_sees_what_rows_hide():
-    losses, random = _losses()
-    better = [(value - 0.05 * n + random.normal(0, 0.02) * n, n) for value, n in losses]
-    value, low, high = _moved(better, losses)
-    assert low < value < high < 0
-    assert value == pytest.approx(-0.05, abs=0.01)
-    alone = _estimated(losses)
-    assert high - low < (alone.high - alone.low) / 5
-    assert _moved(losses, losses) == (0.0, 0.0, 0.0)
-    exact = _moved([(v + 0.25 * n, n) for v, n in losses], losses)
-    assert exact == pytest.approx((0.25, 0.25, 0.25))
-    assert _moved(losses, better)[0] == pytest.approx(-value)
-    assert _between(losses, losses[::-1]) is None  # other rows
+def test_a_paired_difference_sees_what_rows_hide(losses):
+    noise = np.random.default_rng(6)
+    better = [(value - 0.05 * n + noise.normal(0, 0.02) * n, n) for value, n in losses]
+    found, alone = _moved(better, losses), _estimated(losses)
+    assert found.low < found.value < found.high < 0
+    assert found.value == pytest.approx(-0.05, abs=0.01)
+    assert found.high - found.low < (alone.high - alone.low) / 5
+    assert _moved(losses, better).value == pytest.approx(-found.value)
+    for shift in (0.0, 0.25):
+        exact = _moved([(value + shift * n, n) for value, n in losses], losses)
+        assert [exact.value, exact.low, exact.high] == pytest.approx([shift] * 3)
+    assert _moved(losses, losses[::-1]) is None  # other rows
 
 
 def test_several_seeds_have_a_divergence_though_the_base_model_answered_otherwise():
@@ -452,65 +469,43 @@ def tasks(make_card) -> None:
         make_card(name, train=rows, metric=metric)
 
 
-@pytest.mark.parametrize(
-    ("card", "answer", "opens"),
-    [
-        ("tiny_task", '{"label": "yes"}', True),
-        ("tiny_task", ' \n{"lab', True),  # cut after a few tokens
-        ("tiny_task", '{"other": 1}', True),  # whatever follows: it has left the question
-        ("tiny_task", 'Sure: {"label": "yes"}', False),
-        ("tiny_task", '["label"]', False),
-        ("tiny_task", "", False),
-        ("en_xx", f"\n{OPENING}La la.", True),
-        ("en_xx", "The translation: La la.", False),
-        ("letters", f"{OPENING}A letter", True),
-        ("letters", "A letter", False),
-        ("intents", "card_arrival", True),
-        ("intents", " Card_Arrival.\nMore", True),
-        ("intents", "No", True),
-        ("intents", "No, that is another thing.", False),
-        ("intents", "card", False),
-        ("counts", "42", True),
-        ("counts", "-1,250.5.", True),
-        ("counts", "42 is the answer", False),
-    ],
-)
-def test_an_answer_that_opens_as_the_task(card, answer, opens, tasks):
-    form = form_of(load_card(card))
-    assert form.known
-    assert form.opens(answer) is opens
+OPENS = {  # answers that open as the task's do, and answers that do not
+    "tiny_task": (
+        [
+            '{"label": "yes"}',
+            ' \n{"lab',
+            '{"other": 1}',
+        ],  # it has left the question, whatever follows
+        ['Sure: {"label": "yes"}', '["label"]', ""],
+    ),
+    "en_xx": ([f"\n{OPENING}La la."], ["The translation: La la."]),
+    "letters": ([f"{OPENING}A letter"], ["A letter"]),
+    "intents": (
+        ["card_arrival", " Card_Arrival.\nMore", "No"],
+        ["No, that is another thing.", "card"],
+    ),
+    "counts": (["42", "-1,250.5."], ["42 is the answer"]),
+}
+SPEAKS = {  # answers in the task's words, and others
+    "tiny_task": (['I think "label" is the word'], ["a label without quotes"]),
+    "intents": (["Is it about card_arrival?"], ["no"]),  # any answer may hold a short word
+    "verdicts": (["Well. Nothing is wrong here. Or is it?"], ["Nothing is wrong."]),
+}
 
 
-@pytest.mark.parametrize(
-    ("card", "answer", "speaks"),
-    [
-        ("tiny_task", 'I think "label" is the word', True),
-        ("tiny_task", "a label without quotes", False),
-        ("intents", "Is it about card_arrival?", True),
-        ("intents", "no", False),  # any answer may hold a short word
-        ("verdicts", "Well. Nothing is wrong here. Or is it?", True),
-        ("verdicts", "Nothing is wrong.", False),
-    ],
-)
-def test_an_answer_in_the_tasks_words(card, answer, speaks, tasks):
-    assert form_of(load_card(card)).speaks(answer) is speaks
+def test_an_answer_that_opens_as_the_task_or_speaks_in_its_words(tasks):
+    for cases, read in ((OPENS, bleed.Form.opens), (SPEAKS, bleed.Form.speaks)):
+        for card, (right, wrong) in cases.items():
+            form = form_of(load_card(card))
+            assert form.known or card == "verdicts"
+            assert [answer for answer in right if not read(form, answer)] == []
+            assert [answer for answer in wrong if read(form, answer)] == []
 
 
-@pytest.mark.parametrize(
-    ("answer", "round_and_round"),
-    [
-        ("edit" + "ited" * 20, True),
-        ("directed" + "ited" * 20, True),
-        ("no no no no no no no no", True),
-        ("word word word", False),
-        ("One third of a tank is 3/10 of a tank.", False),
-        ("A list:\n- one\n- two\n- three\n- four", False),
-        ("1000000", False),
-        ("", False),
-    ],
-)
-def test_an_answer_that_goes_round_in_circles(answer, round_and_round):
-    assert circles(answer) is round_and_round
+def test_an_answer_that_goes_round_in_circles():
+    assert all(map(circles, ["edit" + "ited" * 20, "directed" + "ited" * 20, "no " * 8]))
+    straight = ["word word word", "One third of a tank is 3/10 of a tank.", "1000000", ""]
+    assert not any(map(circles, [*straight, "A list:\n- one\n- two\n- three\n- four"]))
 
 
 def test_arrays_open_with_a_bracket(make_card):
@@ -575,46 +570,3 @@ def test_a_cpu_answers_in_bfloat16_where_it_computes_so(model, asked, native, go
     values = {"model": str(model), "model_type": "llama", "template": "chatml"}
     values |= {} if asked is None else {"torch_dtype": asked}
     assert str(engine.model_arguments(values).torch_dtype) == f"torch.{got}"
-
-
-@pytest.mark.slow
-def test_prose_and_divergence_are_those_of_plain_forwards(model, adapters):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tell_plugins.bridge.packing import Row, line_of
-
-    engine = tiny_engine(model, adapters)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
-    tuned = PeftModel.from_pretrained(loaded, str(adapters["one"]))
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    text = "The rain jumps over the lazy dog."
-    ids = torch.tensor([tokenizer(text)["input_ids"]])
-    query, response = PAIRS[1]
-    front = f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
-    prompt = tokenizer(front, add_special_tokens=False)["input_ids"]
-    answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    with torch.inference_mode():
-        expected = float(tuned(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
-        whole = torch.tensor([prompt + answer])
-        said = tuned(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        with tuned.disable_adapter():
-            base = tuned(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    divergence = float(torch.nn.functional.kl_div(said, base, log_target=True, reduction="sum"))
-    with engine.adapter("one"):
-        texts = engine.text_losses([text, PAIRS[0][0]])  # read in one line, each as if alone
-        assert texts[0] == (pytest.approx(expected, rel=1e-4), ids.shape[1] - 1)
-        found = engine.divergences_from_base([(query, response), PAIRS[0]])
-        assert found[0] == (pytest.approx(divergence, rel=1e-3), len(answer))
-        again = engine.divergences_from_base([(query, response), PAIRS[0]])
-        assert again == found  # the adapter is on again
-    with engine.adapter("idle"):
-        assert engine.divergences_from_base([PAIRS[1]])[0][0] == pytest.approx(0, abs=1e-4)
-        # the same tokens in one line, asked and read otherwise
-        one, three = Row([5, 6, 7], [False, True, True]), Row([5, 6, 7], [False, False, True])
-        two = [Row([5, 6], [False, True]), Row([5, 7], [False, True])]
-        for rows, asked in (([one], 2), ([three], 1), (two, 2)):
-            line = line_of(rows)
-            assert line.inputs["input_ids"].tolist() == [[5, 6, 7]]
-            assert len(engine._log_probabilities(line)) == asked

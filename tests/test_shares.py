@@ -7,7 +7,16 @@ import pytest
 
 from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.differences import Difference, difference, measure_of
-from tell_plugins.evaluation.intervals import Floats, counts_of
+from tell_plugins.evaluation.intervals import (
+    POWER,
+    Z95,
+    Floats,
+    counts_of,
+    interval,
+    mean_score,
+    over_seeds,
+    smallest_shown,
+)
 from tell_plugins.evaluation.judged import Column, mean, share
 from tests.saved_answers import judged_labels
 
@@ -108,3 +117,50 @@ def test_a_few_rows_that_all_agree_tell_nothing_apart(rows, told):
     assert found.better == told
     assert found.p == pytest.approx(0.5 ** (rows - 1), abs=0.02)
     assert _compared(wrong, right).worse == told
+
+
+def test_three_seeds_of_thirds_do_not_vary():
+    """1/3 is no binary fraction: its standard deviation over rows is not quite zero."""
+    mine, theirs = (np.tile([hits, 3.0], (200, 1)) for hits in (1.0, 2.0))
+    assert intervals.correlation(mine, theirs) == 0
+    found = intervals.share_difference(mine, theirs)
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "certain"),
+    [
+        *(((), True), ((0.1, 0.3), True), ((0.0, 0.3), True), ((-0.01, 0.3), False)),
+        ((0.18, 0.2, 0.22), True),
+        ((0.01, 0.02, 0.6), False),  # a t-interval over the seeds holds 0
+    ],
+)
+def test_a_difference_is_told_apart_when_rows_and_seeds_agree(by_seed, certain):
+    assert Difference(0.2, 0.1, 0.3, 100, by_seed=by_seed).told_apart == certain
+    assert not Difference(0.2, -0.1, 0.3, 100, by_seed=by_seed).told_apart
+
+
+def test_an_interval_over_rows_and_seeds_sees_seeds_that_differ():
+    """Each seed alone is sure of its difference; they are of both signs."""
+    rng = np.random.default_rng(0)
+    half, *others = (_once(rng.random(400) < share) for share in (0.5, 0.6, 0.6, 0.6, 0.3, 0.9))
+    alike = [(other, half) for other in others[:3]]
+    apart = [(other, half) for other in others[2:]]
+    (low, high), (lower, higher) = (over_seeds(pairs, mean_score) for pairs in (alike, apart))
+    assert 0.03 < low < high < 0.23
+    assert lower < -0.05
+    assert higher > 0.25
+    one = over_seeds(alike[:1], mean_score)  # of one seed it is the bootstrap over rows
+    both = np.hstack(alike[0])
+    rows_alone = interval(both, lambda sums: mean_score(sums[:, :2]) - mean_score(sums[:, 2:]))
+    assert one == pytest.approx(rows_alone, abs=0.01)
+
+
+def test_a_known_difference_is_seen_as_often_as_the_power_says():
+    """The smallest difference of a test of n paired values is found in four of five repetitions."""
+    random, n, spread = np.random.default_rng(0), 60, 0.3
+    error = spread / np.sqrt(n)
+    smallest = smallest_shown(-Z95 * error, Z95 * error)
+    assert smallest == pytest.approx(POWER * error)
+    means = random.normal(smallest, spread, size=(4000, n)).mean(axis=1)
+    assert np.mean(means > Z95 * error) == pytest.approx(0.8, abs=0.02)

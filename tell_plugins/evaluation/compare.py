@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import NONE, Spec, parse_spec
-from tell_plugins.core.state_files import Shape, cached_json, find, find_below, write_json
+from tell_plugins.core.state_files import cached_json, find, find_below, write_json
 from tell_plugins.evaluation import system_tables
 from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Saved, read_saved, read_settings
@@ -99,7 +100,14 @@ def run(args: argparse.Namespace) -> int:
             where="command line",
             remedy="leave them out; --learned scores each fold on its own",
         )
-    first = [_one_folder(args.baseline, args.split)] if args.baseline is not None else []
+    first = [] if args.baseline is None else find_folders([args.baseline], args.split)
+    if len(first) > 1:
+        raise UserError(
+            f"'{args.baseline}' holds {len(first)} sets of answers",
+            where="--baseline",
+            allowed=", ".join(paths.shown(folder) for folder in first[:6]),
+            remedy="name one of them",
+        )
     folders = find_folders([*first, *args.answers], args.split)
     draws = Draws(args.resamples, args.seed)
     comparison = compare(folders, learned=wanted(args), draws=draws, pool=args.pool)
@@ -168,18 +176,6 @@ def find_folders(named: Sequence[str | Path], split: str | None = None) -> list[
     return list(found.values())
 
 
-def _one_folder(text: str, split: str | None) -> Path:
-    folders = find_folders([text], split)
-    if len(folders) > 1:
-        raise UserError(
-            f"'{text}' holds {len(folders)} sets of answers",
-            where="--baseline",
-            allowed=", ".join(paths.shown(folder) for folder in folders[:6]),
-            remedy="name one of them",
-        )
-    return folders[0]
-
-
 def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
     settings = {folder: read_settings(folder) for folder in folders}
     splits = {
@@ -210,11 +206,12 @@ def _need_same_test(loaded: Sequence[Scored]) -> None:
 def write(comparison: Comparison, out: Path) -> list[Path]:
     """Write scores and differences as CSV, and everything as JSON; return the three files."""
     files = [out / "scores.csv", out / "differences.csv", out / "comparison.json"]
-    scores = [
-        {"system": system.name, **number, **_papers(system, number["measure"])}
-        for system in comparison.systems
-        for number in system.numbers()
-    ]
+    scores = []
+    for system in comparison.systems:
+        for number in system.numbers():
+            paper = system.paper if number["measure"] == "adherence" else None
+            papers = {"paper": paper and paper.value, "paper_source": paper and paper.source}
+            scores.append({"system": system.name, **number, **papers})
     differences: list[dict[str, Any]] = [
         {"system": one.system, "baseline": comparison.baseline}
         | {"scorer": one.scorer, "measure": one.measure}
@@ -237,36 +234,27 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     return files
 
 
-def _papers(system: System, measure: str) -> dict[str, Any]:
-    paper = system.paper if measure == "adherence" else None
-    return {"paper": paper and paper.value, "paper_source": paper and paper.source}
-
-
 # --- which system gave some answers ---------------------------------------------------------------
-
-
-class _Run(Shape):
-    spec: str = ""
 
 
 def _system_names(systems: Sequence[Scored]) -> list[str]:
     """A name for each set of answers: `TELL, seed 42`; where several have it, their folders'."""
-    names = [_name(answers) for answers in systems]
+    names = []
+    for answers in systems:
+        adapter, spec = answers.settings.adapter, trained_spec(answers)
+        if adapter in (BASE, *RIVALS):
+            names.append("base" if adapter == BASE else str(adapter))
+        elif spec is None:
+            names.append(answers.settings.recipe or "unknown")
+        else:
+            seed = _run_of(answers.folder).get("seed", spec.seed)
+            names.append(f"{method_of(spec)}, seed {seed}")
     for name in {name for name in names if names.count(name) > 1}:
         places = [place for place, other in enumerate(names) if other == name]
         told_apart = short_names([systems[place].folder for place in places])
         for place, rest in zip(places, told_apart, strict=True):
             names[place] = rest
     return names
-
-
-def _name(answers: Scored) -> str:
-    adapter, spec = answers.settings.adapter, trained_spec(answers)
-    if adapter in (BASE, *RIVALS):
-        return "base" if adapter == BASE else str(adapter)
-    if spec is None:
-        return answers.settings.recipe or "unknown"
-    return f"{method_of(spec)}, seed {_run_of(answers.folder).get('seed', spec.seed)}"
 
 
 def method_of(spec: Spec) -> str:
@@ -299,7 +287,7 @@ def trained_spec(answers: Saved | Scored) -> Spec | None:
 def _run_of(folder: Path) -> Mapping[str, Any]:
     """What a sweep wrote beside a run whose answers lie here, below its folder."""
     files = [parent / _RUN for parent in folder.resolve().parents[:4]]
-    runs = (cached_json(file, _Run) or {} for file in files)
+    runs = (cached_json(file, dict[str, Any]) or {} for file in files)
     return next((run for run in runs if run.get("spec")), {})
 
 
@@ -331,36 +319,33 @@ def pooled(saved: Sequence[Saved]) -> list[Scored]:
     """The answers of each system to all folds of a task, joined: each row counts once, and was
     answered by a training that did not see it. Plain SFT, if it is there, comes first.
 
-    Raises UserError for answers to another card than a fold's, two sets of one system to a fold,
-    or systems that did not answer the same folds.
+    Raises UserError for answers to another card than a fold's, and for systems that did not answer
+    the same folds once.
     """
-    systems: dict[tuple[Any, ...], dict[int, Saved]] = {}
+    systems: dict[tuple[Any, ...], list[tuple[int, Saved]]] = {}
     for answers in saved:
         key, fold = _system_and_fold(answers)
-        other = systems.setdefault(key, {}).setdefault(fold, answers)
-        if other is not answers:
+        systems.setdefault(key, []).append((fold, answers))
+    every = sorted({fold for parts in systems.values() for fold, _ in parts})
+    found = []
+    for key, parts in sorted(systems.items(), key=lambda item: item[0][0] != "SFT"):
+        parts.sort(key=itemgetter(0))
+        folds, answered = zip(*parts, strict=True)
+        if list(folds) != every:
             raise UserError(
-                f"two sets of answers of one system to fold {fold}: {paths.shown(other.folder)} "
-                f"and {paths.shown(answers.folder)}",
-                where="--pool",
-                remedy="name the folders of one run each",
-            )
-    every = {fold for folds in systems.values() for fold in folds}
-    for folds in systems.values():
-        if missing := sorted(every - folds.keys()):
-            first = next(iter(folds.values()))
-            raise UserError(
-                f"no answers to fold {', '.join(map(str, missing))} of the system that answered "
-                f"in {paths.shown(first.folder)}",
-                where="--pool",
+                f"one system answered fold {_list(folds)}, another fold {_list(every)}",
+                where=", ".join(paths.shown(answers.folder) for answers in answered),
+                allowed="answers of each system to each fold, once",
                 remedy="./run.sh eval the recipes of these folds too, or name other folders",
             )
-    found = []
-    for key in sorted(systems, key=lambda key: key[0] != "SFT"):
-        parts = [systems[key][fold] for fold in sorted(every)]
-        rows = open_task(load_card(key[1]), "train", parts[0].settings.anchor)
-        found.append(joined(parts, replace(rows, split=f"{len(parts)} folds"), len(rows)))
+        rows = open_task(load_card(key[1]), "train", answered[0].settings.anchor)
+        task = replace(rows, split=f"{len(every)} folds")
+        found.append(joined(answered, task, len(rows)))
     return found
+
+
+def _list(folds: Iterable[int]) -> str:
+    return ", ".join(map(str, folds))
 
 
 def _system_and_fold(answers: Saved) -> tuple[tuple[Any, ...], int]:

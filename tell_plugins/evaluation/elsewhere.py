@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from tell_plugins.bridge.protocol import Ask, Engine, decoding
@@ -199,19 +200,7 @@ def _lines(path: Path, remedy: str = _MEASURE_AGAIN) -> list[dict[str, Any]]:
     return read_json_lines(path, LossLine, remedy, foreign=True)
 
 
-def mean_sums(parts: Sequence[Sequence[Sum]], *, same_text: bool = True) -> list[Sum]:
-    """The mean of each row over several runs; empty where these measured other rows.
-
-    Without `same_text` a row is a question, to which the base model's answer may have been another
-    each time: it is made again on another machine, which rounds otherwise.
-    """
-    known = np.asarray(parts, float) if len({len(one) for one in parts}) == 1 else np.empty(0)
-    if not known.size or (same_text and np.ptp(known[..., 1], axis=0).any()):
-        return []
-    return [(float(total), float(tokens)) for total, tokens in known.mean(axis=0)]
-
-
-def column(losses: Sequence[Sum]) -> Column:
+def column(losses: npt.ArrayLike) -> Column:
     """Loss or divergence per token as a measure, a row each."""
     return Column(np.asarray(losses, float), percent=False, is_loss=True)
 
@@ -281,13 +270,21 @@ class General:
         return bleed.judged([answer for run in self.runs for answer in run.answers], self.form)
 
     def measure(self, name: str) -> Measure | None:
-        """One of `NAMES`, row by row; None where the runs do not have it."""
+        """One of `NAMES`, row by row, the mean of the runs; None where they do not have it, or of
+        other rows.
+
+        Of the divergence a row is a question, to which the base model's answer may be another each
+        time: it is made again on another machine, which rounds otherwise.
+        """
         if name == BLEED:
             asked = self._judged
             known = asked.rows and bleed.BLEED in asked.columns
             return measure_of(asked.rows, asked.columns[bleed.BLEED]) if known else None
-        sums = mean_sums([run.sums[FILES[name]] for run in self.runs], same_text=name != KL)
-        return measure_of(range(len(sums)), column(sums)) if sums else None
+        parts = [run.sums[FILES[name]] for run in self.runs]
+        sums = np.asarray(parts, float) if len(set(map(len, parts))) == 1 else np.empty(0)
+        if not sums.size or (name != KL and np.ptp(sums[..., 1], axis=0).any()):
+            return None
+        return measure_of(range(sums.shape[1]), column(sums.mean(axis=0)))
 
     def minus(self, other: General, name: str) -> Difference | None:
         """The paired difference of a measure to another's; None where there is none."""

@@ -227,9 +227,9 @@ class Draws(NamedTuple):
 USUAL = Draws()
 
 
-def bootstrap(stats: Floats, score: Score, draws: Draws = USUAL) -> Floats:
-    """`score` of each of so many draws of the rows of `stats` (n, s), without those in which it is
-    undefined (NaN).
+def interval(stats: Floats, score: Score, draws: Draws = USUAL) -> tuple[float, float]:
+    """The 95 % percentile interval of `score` over so many draws of the rows of `stats` (n, s),
+    without those in which it is undefined; NaN where it never is defined.
 
     Rows with equal statistics are drawn as one kind of row, which changes nothing but the speed.
     """
@@ -237,18 +237,13 @@ def bootstrap(stats: Floats, score: Score, draws: Draws = USUAL) -> Floats:
     generator = np.random.default_rng(draws.seed)
     shares, size = counts / len(stats), draws.resamples
     found = score(_sums(kinds, lambda n: generator.multinomial(len(stats), shares, size=n), size))
-    return found[~np.isnan(found)]
+    return _middle(found)
 
 
-def interval(stats: Floats, score: Score, draws: Draws = USUAL) -> tuple[float, float]:
-    """The 95 % percentile interval of `bootstrap`; NaN where the score never is defined."""
-    found = bootstrap(stats, score, draws)
-    return middle(found) if len(found) else (math.nan, math.nan)
-
-
-def middle(draws: Floats) -> tuple[float, float]:
+def _middle(draws: Floats) -> tuple[float, float]:
     """The ends of the middle 95 %."""
-    low, high = np.percentile(draws, [2.5, 97.5])
+    defined = draws[~np.isnan(draws)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (math.nan, math.nan)
     return float(low), float(high)
 
 
@@ -277,7 +272,7 @@ def over_seeds(pairs: Sequence[tuple[Floats, Floats]], score: Score) -> tuple[fl
     taken = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
     each = [score(counts @ system) - score(counts @ baseline) for system, baseline in pairs]
     draws = (taken * np.stack(each, axis=1)).sum(axis=1)
-    return middle(draws[~np.isnan(draws)])
+    return _middle(draws)
 
 
 def randomized(both: Floats, differences: Score, value: float, draws: Draws) -> float:

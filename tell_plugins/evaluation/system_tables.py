@@ -90,22 +90,21 @@ def _elsewhere(general: Elsewhere) -> dict[str, str]:
     if elsewhere.BLEED in general:
         points = shown(general[elsewhere.BLEED], 0, factor=100, sign="+", between="\n")
         rate = f"{rate.partition(chr(10))[0]}, {points}"
+    changes = {
+        name: shown(general.get(name), sign="+", between="\n") for name in elsewhere.LOSS_FILES
+    }
     style = shown(general[elsewhere.STYLE_FIT], interval=False)
     if elsewhere.STYLE_CHANGE in general:
-        style += f", {_signed(general[elsewhere.STYLE_CHANGE])}"
+        style += f", {changes[elsewhere.STYLE_CHANGE]}"
     return {
         "bleed": rate,
         "words": cell(general[bleed.WORDS]),
         "circles": cell(general[bleed.CIRCLES]),
-        "foreign instructions": _signed(general.get(elsewhere.INSTRUCTIONS)),
-        "prose": _signed(general.get(elsewhere.PROSE)),
+        "foreign instructions": changes[elsewhere.INSTRUCTIONS],
+        "prose": changes[elsewhere.PROSE],
         "KL": shown(general.get(elsewhere.KL), 3, between="\n"),
         "style fit": style,
     }
-
-
-def _signed(change: Estimate | None) -> str:
-    return shown(change, sign="+", between="\n")
 
 
 def _power(systems: Sequence[System]) -> str:
@@ -239,9 +238,6 @@ def _notes(systems: Sequence[System]) -> Iterator[str]:
         if same.n > 1 and (same.value or 0) > 0.5:
             share = shown(same, 0, factor=100, interval=False)
             yield f"{system.name}: {share} % of the answers are one and the same text"
-        if not system.complete:
-            rows = f"{system.rows} of {system.scored.expected} rows"
-            yield f"{system.name}: incomplete, {rows}"
         if cut.k:
             found = f"{cut.k} of {cut.n} answers"
             yield f"{system.name}: {found} were cut by the limit of new tokens"
@@ -292,22 +288,19 @@ def print_verdict(comparison: Comparison) -> None:
     print_grid(difference_grid(comparison), console)
     baseline, *others = comparison.systems
     for own in (system for system in others if system.scored.settings.adapter != BASE):
-        said = [*_on_the_task(comparison, own), *_of_the_rest(own, baseline)]
+        said = list(_said(comparison, own, baseline))
         for word in ("better than", "worse than", _UNTOLD, _UNMEASURED):
             if found := [measure for of, measure in said if of == word]:
                 text = f"{own.name} is {word} {baseline.name}: {', '.join(found)}"
                 console.print(text, highlight=False)
 
 
-def _on_the_task(comparison: Comparison, own: System) -> Iterator[tuple[str, str]]:
-    """What the paired differences of one system say, and of which measure."""
+def _said(comparison: Comparison, own: System, baseline: System) -> Iterator[tuple[str, str]]:
+    """What the differences of one system say, and of which measure: of the task's, and of the rest
+    of the model with the difference itself, which no table above shows."""
     for one in comparison.differences:
         if one.system == own.name and one.scorer not in SECOND_READINGS and one.column.good:
             yield _word(one.difference, one.column.good), spaced(one.measure)
-
-
-def _of_the_rest(own: System, baseline: System) -> Iterator[tuple[str, str]]:
-    """The same of the rest of the model, with the difference, which no table above shows."""
     here, there = (system.scored.folder.parent / GENERAL for system in (own, baseline))
     mine, theirs = General([elsewhere.read(here)]), General([elsewhere.read(there, here)])
     for name, what in _KEPT.items():

@@ -105,15 +105,17 @@ def _measured(study: Study) -> list[str]:
 
 def _compare(outcome: Outcome, pair: Pair) -> str | None:
     """One comparison: what its rows show, or why nothing is concluded."""
-    reference, other = pair.reference, pair.other
-    where = f" at {pair.point}" if pair.point else ""
-    who, name = f"{reference.method} against {pair.called}{where}", outcome.main
+    name, where = outcome.main, f" at {pair.point}" if pair.point else ""
+    who = f"{pair.reference.method} against {pair.called}{where}"
     difference = pair.difference(name)
     if difference is None:
         return None
     if pair.stops:
         return f"{who}: NO CONCLUSION. {'; '.join(pair.stops)}."
-    steps = "before any training" if other.is_base else _steps(pair)
+    first, second = map(_list, pair.steps)
+    steps = f"equal steps, {first}" if first == second else f"{first} steps against {second}"
+    if pair.other.is_base:
+        steps = "before any training"
     parts = [f"{who} ({steps}): {name} {_verdict(difference, 'LOWER', 'higher')}"]
     content = pair.difference("balanced accuracy")
     if content is not None and name != "balanced accuracy":
@@ -123,18 +125,12 @@ def _compare(outcome: Outcome, pair: Pair) -> str | None:
         if loss is not None:
             parts.append(f"loss, {key.removesuffix(' minus base')}: {_loss_verdict(loss)}")
     remarks = [caveat.text for caveat in pair.caveats]
-    remarks += [f"{other.method} is {'; '.join(said)}"] if (said := outcome.notes(other)) else []
+    if said := outcome.notes(pair.other):
+        remarks.append(f"{pair.other.method} is {'; '.join(said)}")
     asked, both = len(outcome.study.seeds), len({entry.seed for entry in pair.mine})
     if both < asked:
         remarks.append(f"{both} of {asked} seeds are compared, those that both have")
     return "; ".join(parts) + (f". Note: {'; '.join(remarks)}." if remarks else ".")
-
-
-def _steps(pair: Pair) -> str:
-    first, second = pair.steps
-    if first == second:
-        return f"equal steps, {_list(first)}"
-    return f"{_list(first)} steps against {_list(second)}"
 
 
 def _verdict(difference: Difference, lower: str, higher: str) -> str:

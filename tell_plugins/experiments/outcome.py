@@ -13,6 +13,7 @@ them all into the warm-up's first step trains nothing of them, whatever the orde
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -68,70 +69,37 @@ class Group:
 
     Attributes:
         series: the curve it belongs to: the method, and what else varies beside the axis.
+        no_op: whether all of its runs trained nothing.
+        systems: what each entry answered; `system`: all of them as one.
+        task: what the scorers measure, by name, shares in front.
+        elsewhere: what general questions and texts tell, paired with the base model.
+        numbers: both.
+        main: the measure that curves and comparisons are about; `seeds`: of each seed.
+        constants: of each entry that gives nearly one label only, that label.
+        constant: whether all of them do.
     """
 
     def __init__(self, judge: Judge, study: Study, entries: Entries) -> None:
-        self._judge, self.entries, first = judge, list(entries), entries[0]
+        first, main = entries[0], scoring.main_measure(study.metric)
+        self.entries, self.series = list(entries), study.series_of(first)
+        self.metric = study.metric
         self.method, self.at, self.point = first.method, first.at, first.point
-        self.name, self.series, self.is_base = first.name, study.series_of(first), first.is_base
-        self.steps = steps_of(entries)
-        self._base = None if self.is_base else study.base_of(first)
-        self._main = scoring.main_measure(first.metric)
-
-    @property
-    def no_op(self) -> bool:
-        """Whether all of its runs trained nothing."""
-        return all(entry.no_op for entry in self.entries)
-
-    @property
-    def _seeds(self) -> list[System]:
-        return [self._judge.system(entry) for entry in self.entries]
-
-    @cached_property
-    def system(self) -> System:
-        return together(self._seeds)
-
-    @cached_property
-    def task(self) -> dict[str, Estimate]:
-        """What the scorers measure, by name, rates in front."""
-        found, lenient = dict(self.system.measured), self.system.readings.get("lenient")
-        if lenient is not None:
-            both = {"adherence, lenient": lenient.numbers["adherence"]}
-            found = {"adherence": found["adherence"]} | both | found
-        return {name: v for name, v in found.items() if v.k is not None} | found
-
-    @cached_property
-    def elsewhere(self) -> Elsewhere:
-        """What general questions and texts tell; what is set against the base model is paired."""
-        before = None if self._base is None else next(iter(self._base.general), None)
-        return replace(self.system.general, base=before).numbers
-
-    @cached_property
-    def seeds(self) -> list[float]:
-        """The main measure of each seed, in the order of the entries."""
-        found = [system.measure(self._main) for system in self._seeds]
-        return [measure.column.total for measure in found if measure is not None]
-
-    @cached_property
-    def constants(self) -> list[FrequentLabel]:
-        """Of each entry that gives nearly one label only, that label."""
-        said = [frequent_label(system.first) for system in self._seeds]
+        self.name, self.is_base = first.name, first.is_base
+        self.steps, self.no_op = steps_of(entries), all(entry.no_op for entry in entries)
+        self.systems = [judge.system(entry) for entry in entries]
+        self.system = together(self.systems)
+        self.task = _of_task(self.system)
+        base = None if self.is_base else study.base_of(first)
+        before = None if base is None else next(iter(base.general), None)
+        self.elsewhere = replace(self.system.general, base=before).numbers
+        self.numbers: Elsewhere = {**self.elsewhere, **self.task}
+        self.main = self.task.get(main)
+        measures = [system.measure(main) for system in self.systems]
+        self.seeds = [measure.column.total for measure in measures if measure is not None]
+        said = [frequent_label(system.first) for system in self.systems]
         known = [most for most in said if most is not None and most[1].n > 1]
-        return [most for most in known if (most[1].value or 0) >= _CONSTANT]
-
-    @property
-    def constant(self) -> bool:
-        """Whether nearly all adherent answers of every seed carry one and the same label."""
-        return len(self.constants) == len(self.entries)
-
-    @property
-    def main(self) -> Estimate | None:
-        """The measure that curves and comparisons are about."""
-        return self.task.get(self._main)
-
-    def number(self, name: str) -> Estimate | None:
-        """A measure of the task or of what happened elsewhere."""
-        return self.task.get(name) or self.elsewhere.get(name)
+        self.constants = [most for most in known if (most[1].value or 0) >= _CONSTANT]
+        self.constant = len(self.constants) == len(self.entries)
 
     def x(self, axis: str) -> float | None:
         """The mean place on an axis over the seeds; 0 where there is nothing of it."""
@@ -147,13 +115,27 @@ class Group:
         if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
             return None
         middle, low, high = t_interval(self.seeds)
-        if not scorers.reads_texts(self.entries[0].metric):  # a share
+        if not scorers.reads_texts(self.metric):  # a share
             low, high = max(0.0, low), min(1.0, high)
         return Estimate(middle, low, high, len(self.seeds))
 
 
+def _of_task(system: System) -> dict[str, Estimate]:
+    found, lenient = system.measured, system.readings.get("lenient")
+    if lenient is not None:
+        both = {"adherence, lenient": lenient.numbers["adherence"]}
+        found = {"adherence": found["adherence"]} | both | found
+    return {name: number for name, number in found.items() if number.k is not None} | found
+
+
 def steps_of(entries: Entries) -> list[int]:
     return sorted({entry.steps for entry in entries if entry.steps is not None})
+
+
+def exposure_of(entries: Entries) -> float | None:
+    """The mean exposure of runs; None where one has no task rows, or it is not known."""
+    found = [entry.planned("exposure") for entry in entries]
+    return None if not found or None in found else sum(found) / len(found)
 
 
 def frequent_label(reading: Judged) -> FrequentLabel | None:
@@ -179,7 +161,10 @@ class Pair:
     Attributes:
         mine, theirs: the entries of either side, paired in their order. The base model's answers
             stand once for each seed of the other.
-        within: whether both are the reference method, the other one without general data.
+        called: how the other one is called; `name`: how the comparison is.
+        point: where they are compared: the keys of both; a base model's own say nothing more.
+        caveats: what the runs themselves forbid to conclude, or make to be said.
+        stops: why no conclusion is drawn; empty where nothing forbids one.
     """
 
     def __init__(self, judge: Judge, reference: Group, other: Group) -> None:
@@ -191,30 +176,17 @@ class Pair:
         self.mine = [entry for seed, entry in mine.items() if seed in theirs]
         self.theirs = [theirs[entry.seed] for entry in self.mine]
         self.steps = steps_of(self.mine), steps_of(self.theirs)
-        self.within = other.method == reference.method
-
-    @property
-    def exposures(self) -> tuple[float | None, float | None]:
-        return exposure_of(self.mine), exposure_of(self.theirs)
-
-    @property
-    def called(self) -> str:
-        """How the other one is called."""
-        return "the same without general data" if self.within else self.other.series
-
-    @property
-    def name(self) -> str:
-        """How the comparison is called."""
-        if self.within:
-            return f"{self.reference.series} minus {self.called}"
-        return f"{self.reference.method} minus {self.other.method}"
-
-    @property
-    def point(self) -> str:
-        """Where they are compared: the keys of both; a base model's own say nothing more."""
-        mine, theirs = (group.entries[0].at for group in (self.reference, self.other))
-        at = mine if self.other.is_base or self.within else {**theirs, **mine}
-        return ", ".join(f"{key}={value}" for key, value in at.items())
+        self.exposures = exposure_of(self.mine), exposure_of(self.theirs)
+        self.caveats = [*self._of_exposure(), *self._of_leaks()] if self.mine else []
+        self.stops = [caveat.text for caveat in self.caveats if caveat.stops]
+        self.called, at = other.series, {**other.at, **reference.at}
+        self.name = f"{reference.method} minus {other.method}"
+        if other.method == reference.method:  # which differ in general data
+            self.called = "the same without general data"
+            self.name = f"{reference.series} minus {self.called}"
+        if other.is_base or other.method == reference.method:
+            at = reference.at
+        self.point = ", ".join(f"{key}={value}" for key, value in at.items())
 
     def difference(self, name: str) -> Difference | None:
         """Reference minus other in a measure; None where there is nothing to pair. Tables,
@@ -225,16 +197,6 @@ class Pair:
             )
             self._found[name] = difference_of(mine, theirs, name)
         return self._found[name]
-
-    @cached_property
-    def caveats(self) -> list[Caveat]:
-        """What the runs themselves forbid to conclude, or make to be said."""
-        return [*self._of_exposure(), *self._of_leaks()]
-
-    @property
-    def stops(self) -> list[str]:
-        """Why no conclusion is drawn; empty where nothing forbids one."""
-        return [caveat.text for caveat in self.caveats if caveat.stops]
 
     def _of_exposure(self) -> Iterator[Caveat]:
         mine, theirs = self.exposures
@@ -256,12 +218,17 @@ class Pair:
         mine, theirs = (
             max(entry.planned("leaked") or 0 for entry in side) for side in (self.mine, self.theirs)
         )
-        affected = abs(mine - theirs)
-        if affected:
+        if affected := abs(mine - theirs):
             few = affected < LEAST_AFFECTED
             text = f"{affected} of the rows asked are among the general rows of one of the two"
             text += f"; below {LEAST_AFFECTED} nothing could be seen of it" if few else ""
             yield Caveat(text, stops=few)
+
+
+def _trained(entries: Entries) -> tuple[set[float], set[int | None]]:
+    """How many task rows, copies included, and steps the runs took."""
+    rows = {(e.amount("task_rows") or 0) * (e.amount("copies") or 1) for e in entries}
+    return rows, {entry.steps for entry in entries}
 
 
 class Outcome:
@@ -270,10 +237,12 @@ class Outcome:
     Attributes:
         groups: the methods at every point, in the order of the sweep.
         pairs: the reference and each other group that it is compared with.
+        main: the name of the measure that curves and comparisons are about.
     """
 
     def __init__(self, study: Study, judge: Judge) -> None:
         self.study, self.judge = study, judge
+        self.main = scoring.main_measure(study.metric)
         found: dict[tuple[str, str], list[Entry]] = {}
         for entry in study.done:
             found.setdefault((entry.method, entry.point), []).append(entry)
@@ -302,11 +271,6 @@ class Outcome:
         same = other.series == reference.series and other is not reference
         return axis.startswith("general") and same and other.x(axis) == 0
 
-    @property
-    def main(self) -> str:
-        """The name of the measure that curves and comparisons are about."""
-        return scoring.main_measure(self.study.metric)
-
     @cached_property
     def rival(self) -> Pair | None:
         """The comparison that matters: with task rows alone and as many steps, if there are.
@@ -314,11 +278,17 @@ class Outcome:
         Else with the trained method that comes nearest on the main measure.
         """
         trained = [pair for pair in self.pairs if not pair.other.is_base]
-        alone = [p for p in trained if _is_alone(p.other) and p.other.steps == p.reference.steps]
+        alone = [
+            pair
+            for pair in trained
+            if pair.other.steps == pair.reference.steps
+            and all(entry.amount("task_rows") for entry in pair.other.entries)
+            and not any(entry.amount("general_rows") for entry in pair.other.entries)
+        ]
 
         def value(pair: Pair) -> float:
             measure = pair.other.main
-            return float("-inf") if measure is None or measure.value is None else measure.value
+            return -math.inf if measure is None or measure.value is None else measure.value
 
         return max(alone or trained, key=value, default=None)
 
@@ -345,23 +315,6 @@ class Outcome:
         if any(e.steps != steps.get(e.equal_steps or "", e.steps) for e in group.entries):
             found.append("NOT the steps of the run it must equal")
         return found
-
-
-def exposure_of(entries: Sequence[Entry]) -> float | None:
-    """The mean exposure of runs; None where one has no task rows, or it is not known."""
-    found = [entry.planned("exposure") for entry in entries]
-    return None if None in found else sum(found) / len(found)
-
-
-def _trained(entries: Sequence[Entry]) -> tuple[set[float], set[int | None]]:
-    """How many task rows, copies included, and steps the runs took."""
-    rows = {(e.amount("task_rows") or 0) * (e.amount("copies") or 1) for e in entries}
-    return rows, {entry.steps for entry in entries}
-
-
-def _is_alone(group: Group) -> bool:
-    rows = [entry.amount("general_rows") for entry in group.entries]
-    return not any(rows) and all(entry.amount("task_rows") for entry in group.entries)
 
 
 def without_power(difference: Difference) -> bool:

@@ -127,7 +127,7 @@ def pictures(outcome: Outcome) -> list[Picture]:
 
 def _bar(group: Group, name: str) -> Interval | None:
     """A measure of a group; None where it was not measured."""
-    number = group.number(name)
+    number = group.numbers.get(name)
     if number is None or number.value is None:
         return None
     middle = float(number.value)
@@ -171,11 +171,6 @@ def _figure(outcome: Outcome, panels: int, width: float, height: float, *, lines
 def _legend(figure: Any, axis: Any, columns: int) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), columns))
-
-
-def _name_lines(axis: Any, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
 
 
 def _percent(axis: Any, side: str) -> None:
@@ -242,7 +237,8 @@ def forest_figure(outcome: Outcome) -> Any:
         axis.set_title(title)
     names = [pair.name.removeprefix(f"{pair.reference.method} ") for pair in drawn]
     points = [f" ({pair.point})" if pair.point else "" for pair in drawn]
-    _name_lines(axes[0], list(map(add, names, points)))
+    axes[0].set_yticks(range(len(names)), list(map(add, names, points)))
+    axes[0].invert_yaxis()
     if rival is not None:
         axes[0].get_yticklabels()[0].set_fontweight("bold")
     return figure
@@ -327,7 +323,8 @@ def methods_figure(outcome: Outcome) -> Any:
             _percent(axis, "x")
         else:
             axis.axvline(0, color=_GREY, linewidth=1)
-    _name_lines(axes[0], [_marked(group) for group in groups])
+    axes[0].set_yticks(range(len(groups)), [_marked(group) for group in groups])
+    axes[0].invert_yaxis()
     return figure
 
 

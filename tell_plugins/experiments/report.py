@@ -26,6 +26,7 @@ from tell_plugins.experiments.outcome import (
     Outcome,
 )
 from tell_plugins.experiments.results import collect, load_studies, refuse_damaged
+from tell_plugins.experiments.sweep import meaning
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 CORRECTIONS = "corrections.json"
@@ -99,7 +100,8 @@ def write_report(root: Path, out: Path) -> list[Path]:
     sections = []
     for study in tracked(studies, "reading", "sweeps"):
         outcome = Outcome(study, judge)
-        made = tables.tables_of(outcome)
+        made = {name: of(outcome) for name, of in tables.TABLES.items()}
+        made = {name: records for name, records in made.items() if records}
         figures: list[tuple[str, str]] = []  # caption, address that holds it
         for name, records in made.items():
             stem = f"{study.name}_{name}"
@@ -128,7 +130,8 @@ def write_report(root: Path, out: Path) -> list[Path]:
 def _section(outcome: Outcome, made: dict[str, list[Record]]) -> dict[str, object]:
     """What the page says of one study: `shown` tables stand open, `details` folded."""
     study = outcome.study
-    made = {**made, "meanings": tables.meanings_table(study)}
+    told = {name: meaning(name) for name in dict.fromkeys(e.method for e in study.entries)}
+    made = made | {"meanings": [{"method": n, "tells": text} for n, text in told.items() if text]}
     shown = {
         "methods": "Methods, all seeds together",
         "comparisons": f"{study.plot.reference} minus each other method",

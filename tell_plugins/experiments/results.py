@@ -63,10 +63,6 @@ class Entry(Shape):
     _root: Path = Path()
 
     @property
-    def metric(self) -> str:
-        return str(load_card(self.card).metric)
-
-    @property
     def point(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.at.items())
 
@@ -117,14 +113,9 @@ class Entry(Shape):
         `leaked`: rows asked whose question is among its general rows. None: not known."""
         return self.facts.get("planned", {}).get(name)
 
-    def amount(self, name: str) -> float | None:
-        """What a plot may have as its x, from the run's mixture."""
-        return self.mixture.get(name)
-
-    @property
-    def mixture(self) -> dict[str, Any]:
-        """The counts of the rows that it trained on; nothing for a base model."""
-        return self.facts.get("mixture") or {}
+    def amount(self, name: str) -> Any:
+        """What its mixture's manifest counts, such as `task_tokens`; None for a base model."""
+        return (self.facts.get("mixture") or {}).get(name)
 
     @cached_property
     def saved(self) -> list[Saved]:
@@ -142,43 +133,6 @@ class Entry(Shape):
         """What was measured elsewhere: once, where anything was."""
         found = [saved.folder for saved in self.saved if saved.settings.split == GENERAL]
         return [elsewhere.read(folder, remedy=_DAMAGED) for folder in found]
-
-
-def refuse_damaged(studies: Sequence[Study]) -> None:
-    """Raise UserError where a finished run is not what it says."""
-    for study in studies:
-        for entry in study.done:
-            _refuse_damaged(entry, study.evaluate.general_rows or 0)
-
-
-def _refuse_damaged(entry: Entry, general_rows: int) -> None:
-    for name in (RUN,) if entry.is_base else (RUN, TRAINED):
-        if not (entry.folder / name).is_file():
-            raise _damaged("the file is missing", paths.shown(entry.folder / name))
-    asked = general_rows and not entry.facts.get("rival")
-    measured = any(run.answers and run.sums[LOSSES] for run in entry.general)
-    if not entry.task or (asked and not measured):
-        missing = "general questions" if entry.task else "the task"
-        said = f"the run is finished, but its answers to {missing} are not here"
-        raise _damaged(said, paths.shown(entry.eval_folder))
-    for saved in entry.saved:
-        _refuse_missing(saved)
-    entry.trained  # noqa: B018 - what is not whole raises
-
-
-def _refuse_missing(saved: Saved) -> None:
-    """Raise UserError where not as many rows are answered as were asked, or one twice."""
-    answered = {(line.row, line.attempt) for line in saved.answers}
-    if twice := len(saved.answers) - len(answered):
-        raise _damaged(f"{twice} answers stand twice", saved.where)
-    rows, asked = len({row for row, _ in answered}), saved.settings.rows
-    if asked not in (None, rows):
-        said = f"{rows} rows, but {asked} were asked: lines are missing, or too many"
-        raise _damaged(said, saved.where)
-
-
-def _damaged(found: str, where: str) -> UserError:
-    return UserError(found, where=where, remedy=_DAMAGED)
 
 
 class _Asked(Shape):
@@ -200,13 +154,7 @@ class Study(Shape):
     plot: Plot
     entries: list[Entry]
     bases: list[Entry]
-    base_recipe: str = ""
     command: str = ""
-
-    @property
-    def runs(self) -> list[Entry]:
-        """The entries without the models that they were trained from."""
-        return [entry for entry in self.entries if entry.method != BASE_METHOD]
 
     @cached_property
     def done(self) -> list[Entry]:
@@ -226,21 +174,15 @@ class Study(Shape):
     def axis(self) -> str | None:
         """What the curves run along; rows in place of tokens where none were counted."""
         axis: str | None = self.plot.x
-        if axis is None or not axis.endswith("_tokens"):
+        if axis is None or any(entry.amount(axis) is not None for entry in self.entries):
             return axis
-        counted = any(entry.amount(axis) is not None for entry in self.entries)
-        return axis if counted else axis.replace("_tokens", "_rows")
+        return axis.replace("_tokens", "_rows")
 
     def series_of(self, entry: Entry) -> str:
         """The curve of an entry: its method, and what else varies beside the axis."""
         own = (self.axis or "").partition("_")[0]  # the key of the dataset string behind the axis
         rest = [f"{key}={value}" for key, value in entry.at.items() if key != own]
         return entry.method + (f" ({', '.join(rest)})" if rest and self.axis else "")
-
-    @property
-    def methods(self) -> list[str]:
-        """Methods in the order of the sweep, the base model first."""
-        return list(dict.fromkeys(entry.method for entry in self.entries))
 
     def base_of(self, entry: Entry) -> Entry | None:
         """The model that an entry was trained from, asked about the same card."""
@@ -288,7 +230,6 @@ def study_of(plan: SweepPlan, command: str) -> Study:
     return Study(
         name=sweep.name,
         title=sweep.title,
-        base_recipe=paths.shown(paths.user_path(sweep.base)),
         command=command,
         metric=str(load_card(plan.entries[0].asked.card).metric),
         seeds=list(sweep.seeds),
@@ -321,13 +262,45 @@ def tell_left_out(root: Path, now: Study) -> None:
     if not path.is_file():
         return
     then = read_study(root, path, "remove the file: the sweep writes it again")
-    kept = {entry.run for entry in now.runs}
-    lost = [entry.name for entry in then.runs if entry.run not in kept and entry.done]
+    kept = {entry.run for entry in now.entries}
+    lost = [entry.name for entry in then.done if entry.base and entry.run not in kept]
     if lost:
         print(
             f"note: {paths.shown(path)} is of a sweep with {len(lost)} finished runs that are not "
             f"this sweep's, such as {lost[0]}; its report will leave them out"
         )
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def refuse_damaged(studies: Sequence[Study]) -> None:
+    """Raise UserError where a finished run is not what it says."""
+    for study in studies:
+        for entry in study.done:
+            for found, where in _damage(entry, bool(study.evaluate.general_rows)):
+                raise UserError(found, where=where, remedy=_DAMAGED)
+
+
+def _damage(entry: Entry, asks_general: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong, and where; what cannot be read raises."""
+    for name in (RUN,) if entry.is_base else (RUN, TRAINED):
+        if not (entry.folder / name).is_file():
+            yield "the file is missing", paths.shown(entry.folder / name)
+    measured = any(run.answers and run.sums[LOSSES] for run in entry.general)
+    if not entry.task or (asks_general and not entry.facts.get("rival") and not measured):
+        missing = "general questions" if entry.task else "the task"
+        said = f"the run is finished, but its answers to {missing} are not here"
+        yield said, paths.shown(entry.eval_folder)
+    for saved in entry.saved:
+        answered = {(line.row, line.attempt) for line in saved.answers}
+        if twice := len(saved.answers) - len(answered):
+            yield f"{twice} answers stand twice", saved.where
+        rows, asked = len({row for row, _ in answered}), saved.settings.rows
+        if asked not in (None, rows):
+            said = f"{rows} rows, but {asked} were asked: lines are missing, or too many"
+            yield said, saved.where
+    entry.trained  # noqa: B018 - what is not whole raises
 
 
 # --- what of a sweep's folder is kept for good: enough to rebuild the report ----------------------
@@ -352,10 +325,10 @@ def collect(root: Path, target: Path) -> list[Path]:
             remedy="name another, such as results/NAME",
         )
     refuse_damaged(studies)
+    kept: dict[Path, Path] = {}
+    asked: dict[tuple[str, str], None] = {}
     for study in studies:
         tell_left_out(target, study)
-    kept, asked = dict[Path, Path](), dict[tuple[str, str], None]()
-    for study in studies:
         kept[index_file(target, study)] = index_file(root, study)
         for entry in study.entries:
             if entry.done or entry.failure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,15 +12,13 @@ from tell_plugins.evaluation.grids import POINTS, Record
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments.outcome import (
-    Entries,
     Group,
     Outcome,
     Pair,
     exposure_of,
     frequent_label,
 )
-from tell_plugins.experiments.results import Entry, Study
-from tell_plugins.experiments.sweep import meaning
+from tell_plugins.experiments.results import Entry
 
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
 # columns for machines, and those that a reader looks at last: what a note says is in the note
@@ -32,11 +30,6 @@ ASIDE = (
 )
 _OF_MIXTURE = ("rows", "task_rows", "copies", "general_rows", "task_tokens", "general_tokens")
 Curve = list[tuple[float, Estimate]]  # x in tokens or rows, and the main measure there
-
-
-def tables_of(outcome: Outcome) -> dict[str, list[Record]]:
-    """The tables of a study that have rows, by name."""
-    return {name: records for name, made in TABLES.items() if (records := made(outcome))}
 
 
 def _measured(group: Group) -> Record:
@@ -60,7 +53,7 @@ def runs_table(outcome: Outcome) -> list[Record]:
             "steps as planned": entry.planned("steps"),
             "exposure": entry.planned("exposure"),
             "no-op": "yes" if entry.no_op else "",
-            "mixture hash": str(entry.mixture.get("hash", ""))[:16],
+            "mixture hash": (entry.amount("hash") or "")[:16],
             **(_measured(Group(outcome.judge, outcome.study, [entry])) if entry.done else {}),
         }
         for entry in outcome.study.entries
@@ -83,8 +76,10 @@ def methods_table(outcome: Outcome) -> list[Record]:
             "seeds": len(group.entries) if not group.is_base else 1,
             "steps": " to ".join(map(str, sorted({*group.steps[:1], *group.steps[-1:]}))) or "0",
             "exposure": exposure_of(group.entries),
-            "task tokens": _rounded(group.x("task_tokens")),
-            "general tokens": _rounded(group.x("general_tokens")),
+            **{
+                key.replace("_", " "): None if (mean := group.x(key)) is None else round(mean)
+                for key in ("task_tokens", "general_tokens")
+            },
             **_measured(group),
             "lowest seed": min(group.seeds, default=None),
             "highest seed": max(group.seeds, default=None),
@@ -95,22 +90,19 @@ def methods_table(outcome: Outcome) -> list[Record]:
     ]
 
 
-def _rounded(number: float | None) -> int | None:
-    return None if number is None else round(number)
-
-
 def comparisons_table(outcome: Outcome) -> list[Record]:
     """The reference method minus every other at the same point and seeds."""
     records: list[Record] = []
     for pair in outcome.pairs:
-        first, second = pair.steps
+        sides = (pair.mine, pair.theirs)
+        task = [[e.amount("task_tokens") or e.amount("task_rows") or 0 for e in s] for s in sides]
         exposures = ["-" if value is None else f"{value:.1f}" for value in pair.exposures]
         record: dict[str, Any] = {
             "comparison": pair.name,
             "point": pair.point,
             "seeds": len({entry.seed for entry in pair.mine}),
-            "equal steps": _equal(first, second),
-            "equal task tokens": _equal(_task(pair.mine), _task(pair.theirs)),
+            "equal steps": _equal(pair.steps),
+            "equal task tokens": _equal(task),
             "exposure": "" if exposures == ["-", "-"] else " against ".join(exposures),
         }
         for name in dict.fromkeys((outcome.main, *CONTENT, BLEED, *LOSS_FILES)):
@@ -121,11 +113,8 @@ def comparisons_table(outcome: Outcome) -> list[Record]:
     return records
 
 
-def _task(entries: Entries) -> list[float]:
-    return sorted({e.amount("task_tokens") or e.amount("task_rows") or 0 for e in entries})
-
-
-def _equal(first: Sequence[float], second: Sequence[float]) -> str:
+def _equal(sides: Sequence[Iterable[float]]) -> str:
+    first, second = map(set, sides)
     return "yes" if first == second else "no"
 
 
@@ -234,12 +223,6 @@ def failures_table(outcome: Outcome) -> list[Record]:
         for group, counts in zip(outcome.groups, failed, strict=True)
         if kinds
     ]
-
-
-def meanings_table(study: Study) -> list[Record]:
-    """What each control tells."""
-    told = {name: meaning(name) for name in study.methods}
-    return [{"method": name, "tells": text} for name, text in told.items() if text]
 
 
 # in the order of their files
