@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ class LocalEngine(SwiftEngine):
 
         Raises UserError for a pair that the model's context does not hold.
         """
-        return self._losses([self._encoded(query, response) for query, response in pairs])
+        return self._summed([self._encoded(*pair) for pair in pairs], self._losses)
 
     def text_losses(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         """Summed negative log-likelihood of each text without any template, tokens.
@@ -205,31 +205,39 @@ class LocalEngine(SwiftEngine):
         The tokenizer's own begin stands in front where it has one; without it, the first token is
         not counted. Raises UserError for a text that the model's context does not hold.
         """
-        return self._losses([self._plain(text) for text in texts])
+        return self._summed([self._plain(text) for text in texts], self._losses)
 
-    @torch.inference_mode()
     def divergences_from_base(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """For each (query, response): KL(base || model) summed over the response's tokens, in nats,
         and how many they are.
 
         The base is the same model with its adapters off, in a second forward pass.
         """
-        found: list[tuple[float, int]] = []
-        for line in self._lines([self._encoded(query, response) for query, response in pairs]):
-            model = self._log_probabilities(line)
-            with self.adapter(None):
-                base = self._log_probabilities(line)
-            values = (base.exp() * (base - model)).sum(-1)
-            found += [(max(0.0, total), count) for total, count in _by_row(values, line)]
-        return found
+        rows = [self._encoded(*pair) for pair in pairs]
+        return [(max(0.0, total), count) for total, count in self._summed(rows, self._divergences)]
 
     @torch.inference_mode()
-    def _losses(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
+    def _summed(
+        self, rows: Sequence[Row], values_of: Callable[[Line], torch.Tensor]
+    ) -> list[tuple[float, int]]:
+        """For each row the sum of what its asked tokens are given, and how many they are."""
         found: list[tuple[float, int]] = []
         for line in self._lines(rows):
-            values = -self._log_probabilities(line).gather(1, line.targets[:, None])[:, 0]
-            found += _by_row(values, line)
+            values = values_of(line)
+            sums = torch.zeros(len(line.rows), device=values.device)
+            sums = sums.index_add(0, line.row_of, values)
+            counts = torch.bincount(line.row_of, minlength=len(line.rows))
+            found += zip(sums.tolist(), counts.tolist(), strict=True)
         return found
+
+    def _losses(self, line: Line) -> torch.Tensor:
+        return -self._log_probabilities(line).gather(1, line.targets[:, None])[:, 0]
+
+    def _divergences(self, line: Line) -> torch.Tensor:
+        model = self._log_probabilities(line)
+        with self.adapter(None):
+            base = self._log_probabilities(line)
+        return (base.exp() * (base - model)).sum(-1)
 
     def _lines(self, rows: Sequence[Row]) -> Iterator[Line]:
         """The rows in order, several in one line as far as the model can read that."""
@@ -278,13 +286,6 @@ class LocalEngine(SwiftEngine):
                 "project's own: --retention-rows), or take a model with a longer context",
             )
         return row
-
-
-def _by_row(values: torch.Tensor, line: Line) -> list[tuple[float, int]]:
-    """The sum of the values of each row, and how many they are."""
-    sums = torch.zeros(len(line.rows), device=values.device).index_add(0, line.row_of, values)
-    counts = torch.bincount(line.row_of, minlength=len(line.rows))
-    return list(zip(sums.tolist(), counts.tolist(), strict=True))
 
 
 class VllmEngine(SwiftEngine):

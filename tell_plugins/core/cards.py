@@ -270,7 +270,7 @@ class Card(_Strict):
             found = f"file '{name}' is missing"
         else:
             return path
-        where, remedy = paths.shown(self.folder / "card.yaml"), f"copy it to {paths.shown(path)}"
+        where, remedy = paths.shown(self.folder / "card.yaml"), "put it into the card's folder"
         raise UserError(found, where=where, remedy=remedy)
 
 

@@ -156,12 +156,6 @@ class Mixture:
             result[mine] = known[self.row[mine]]
         return result
 
-    @property
-    def schema(self) -> pa.Schema:
-        """What the rows are as Arrow; with a loss of each message where rows have earlier turns."""
-        turns = any(source.card.has_turns(source.split) for source in self.sources)
-        return TURNS_SCHEMA if turns else SCHEMA
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
         channels = iter(self.channels)
@@ -186,11 +180,12 @@ class Mixture:
         return [names[source] for source in self.origin.tolist()]
 
     def write_arrow(self, path: Path) -> None:
-        """Write the rows as an Arrow stream."""
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self.schema) as writer:
-            rows = self.rows()
+        """Write the rows as an Arrow stream; with a loss of each message where rows have turns."""
+        turns = any(source.card.has_turns(source.split) for source in self.sources)
+        schema, rows = TURNS_SCHEMA if turns else SCHEMA, self.rows()
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             while batch := list(islice(rows, _BATCH)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=self.schema))
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
 
     def write_json_lines(self, path: Path) -> None:
         """Write the rows as JSON lines, in one piece."""

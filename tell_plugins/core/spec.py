@@ -254,7 +254,12 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
         )
     if not _NAME.fullmatch(card):
         problems.append(
-            UserError(f"bad card name '{card}'", where=where, allowed=shape, remedy=_NAMES_HAVE)
+            UserError(
+                f"bad card name '{card}'",
+                where=where,
+                allowed=shape,
+                remedy=f"a name is of {_NAMES_HAVE}",
+            )
         )
     values: dict[str, Any] = {}
     for part in rest.split("/") if rest else []:
