@@ -116,6 +116,9 @@ def _run(argv: list[str]) -> int:
         match = nearest(argv[0], [*VERBS, *_RUN_SH])
         remedy = f"did you mean '{match}'?" if match else "see ./run.sh --help"
         raise UserError(f"unknown verb '{argv[0]}'", remedy=remedy)
+    for text in argv:
+        if text.encode("utf-8", "ignore").decode() != text:
+            raise UserError(f"{text!r} is not UTF-8", remedy="retype it, or rename the file")
     parser = _Parser(
         prog="./run.sh",
         usage="./run.sh [-h] [--version] VERB ...",

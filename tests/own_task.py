@@ -35,7 +35,7 @@ class Own:
         """A file of rows; in a CSV lists are JSON text."""
         path = self.folder / name
         if path.suffix == ".jsonl":
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text = "".join(json.dumps(row) + "\n" for row in rows)
             path.write_text(text, encoding="utf-8")
             return str(path)
         cells = [

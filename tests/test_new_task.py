@@ -460,7 +460,8 @@ NUMBERS = answered([f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)
         ([turns("x", "", tool_calls=[{"id": 1}])], [], "a turn calls tools: only text"),
         ([PAIR | {"history": [["x"]]}], [], "the history is no list of [question, answer]"),
         ([PAIR | {"tools": "[{}]"}], [], "column 'tools' is not empty: only text"),
-        ([PAIR | {"system": {"a": 1}}], [], "the system prompt is no text"),
+        ([PAIR | {"system": {"a": 1}}], [], "the system prompt is dict, not text"),
+        ([PAIR | {"system": "\ud800"}], [], "the system prompt holds half a character"),
         ([{"instruction": "a", "input": {"b": 1}, "output": "c"}], [], "column 'input' is dict"),
     ],
 )
@@ -492,6 +493,7 @@ def test_an_anchor_that_is_missing_is_asked_for(own, rows):
         (("--metric", "translation"), "two languages"),
         (("--label", "wether"), "did you mean 'weather'"),
         (("--anchor", " "), "the anchor is empty"),
+        (("--anchor", "caf\udce9"), "is not UTF-8"),
         (("--anchor", "notes/my anchor.MD"), "no file 'notes/my anchor.MD'"),
     ],
 )

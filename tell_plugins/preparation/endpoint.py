@@ -26,7 +26,7 @@ from tell_plugins.bridge.protocol import Reply
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import Shape, cached_json, write_json
+from tell_plugins.core.state_files import cached_json, write_json
 from tell_plugins.preparation.download import Unreachable, shown_url
 
 if TYPE_CHECKING:
@@ -188,12 +188,6 @@ def side_by_side(
 # ------------------------------------------------------------------------- many questions
 
 
-class _Kept(Shape):
-    """The file of an answer that passed the check."""
-
-    text: str
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `endpoint_of` and `ask_all` read."""
     add = parser.add_argument
@@ -264,9 +258,9 @@ def ask_all(
     Raises UserError when the endpoint refuses key, model or request, or needs a --yes,
     MachineError when it is out of reach or out of quota. What was answered is kept.
     """
-    files = {key: cached_json(kept / f"{key}.json", _Kept) for key in questions}
-    known = {key: file["text"] for key, file in files.items() if file is not None}
-    answers = {key: text for key, text in known.items() if not check(key, text)}
+    known = {key: cached_json(kept / f"{key}.json", dict[str, str]) or {} for key in questions}
+    texts = {key: file["text"] for key, file in known.items() if "text" in file}
+    answers = {key: text for key, text in texts.items() if not check(key, text)}
     todo = {key: asked for key, asked in questions.items() if key not in answers}
     if answers:
         print(f"{len(answers):,} rows are answered already")

@@ -271,9 +271,12 @@ def _values(record: Record, form: Form) -> tuple[dict[str, Any], Columns]:
     elif isinstance(row[form.response], dict | list):
         values[form.response] = json.dumps(row[form.response], ensure_ascii=False)
     system, history = values.get("system"), values.get("history")
-    values["system"] = "" if _is_empty(system) else system
-    if not isinstance(values["system"], str):
-        raise _Unusable("the system prompt is no text")
+    values["system"] = ""
+    if not _is_empty(system):
+        told = extract({"query": system, "response": "-"}, _PAIR)
+        if isinstance(told, str):
+            raise _Unusable(told.replace("column 'query'", "the system prompt"))
+        values["system"] = told[0]
     values["history"] = [] if _is_empty(history) else _list(history, "history")
     return values, columns
 

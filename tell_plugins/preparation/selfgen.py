@@ -17,15 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import Shape, cached_json, json_lines, only_one, write_json
+from tell_plugins.core.state_files import cached_json, json_lines, only_one, write_json
 from tell_plugins.core.text import normalise, words
 from tell_plugins.preparation.card_files import card_text, check_name, make_known
 from tell_plugins.preparation.download import content_name, write_record
@@ -57,16 +55,6 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 Written = tuple[str, bool]  # a text, and whether the model ended it itself (else it was cut)
-
-
-class _Attempt(Shape):
-    attempt: int
-    query: str
-    response: str | None = None
-    problem: str | None
-
-
-_Batch = Annotated[list[_Attempt], Field(min_length=BATCH, max_length=BATCH)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +140,7 @@ def _attempts(kept: Path, args: argparse.Namespace, values: dict[str, Any]) -> l
     with track(args.rows, "writing", "rows") as bar:
         for batch in count():
             file = kept / f"{batch}.json"
-            entries = cached_json(file, _Batch)
+            entries = cached_json(file, list[dict[str, Any]])
             if entries is None:
                 writer = writer or SelfWriter(values, BATCH)
                 entries = _batch(writer, batch, args, set(seen))
