@@ -24,17 +24,17 @@ from tell_plugins.bridge import embedded_model
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
-from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, runner
 from tell_plugins.experiments.guard import end_work_in, processes_in
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import study_of
-from tell_plugins.experiments.store import Job
-from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
+from tell_plugins.experiments.store import Asked, Run
+from tell_plugins.experiments.sweep import Cell, Sweep, load_sweep, make_sweep
 from tell_plugins.experiments.worker import Worker, whole_checkpoints
-from tell_plugins.recipe.recipes import load_recipe
+from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tests.conftest import change, message_of, wait_for
 from tests.golden_texts import assert_golden
 from tests.sweep_world import World, general_rows, unrun_world
@@ -456,16 +456,24 @@ def test_on_a_cpu_there_is_a_run_a_core_as_far_as_memory_goes(monkeypatch, tmp_p
     assert len(runner.slots(3, needs_gpu=False, models=[small])) == 3  # the user's word
 
 
+def _run(folder: Path, evaluation: str = "e") -> Run:
+    return Run(
+        **{"folder": folder, "evaluation": evaluation, "label": folder.name, "id": folder.name},
+        **{"steps": 3, "needs_gpu": True, "recipe": Recipe(folder, {}), "spec": Spec("t")},
+        **{"cell": Cell("a", {}, 1, {}), "asked": Asked("tell/t", "card", {}), "about": {}},
+    )
+
+
 def test_no_gpu_has_two_runs_at_once(tmp_path, monkeypatch):
     spans: list[tuple[str, float, float]] = []
 
-    def do(worker: Worker, job: Job) -> None:
+    def do(worker: Worker, job: Run) -> None:
         start = time.time()
         time.sleep(0.1)
         spans.append((worker.environment["CUDA_VISIBLE_DEVICES"], start, time.time()))
 
     monkeypatch.setattr(Worker, "do", do)
-    jobs = [Job(tmp_path / f"run{i}", "e", f"run {i}", 3, True) for i in range(6)]
+    jobs = [_run(tmp_path / f"run{i}") for i in range(6)]
     runner.run_here(jobs, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1")])
     assert len(spans) == 6
     for gpu in ("0", "1"):
@@ -488,7 +496,7 @@ class _Ray:
     def remote(self, **options: Any) -> Callable[[Any], Any]:
         return lambda function: SimpleNamespace(remote=self._task)
 
-    def _task(self, job: Job) -> object:
+    def _task(self, job: Run) -> object:
         self.given.append((job.folder.name, job.evaluation))
         failure = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": ["no"]}
         (job.folder / "failed.json").write_text(json.dumps(failure))
@@ -503,7 +511,7 @@ class _Ray:
 
 def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path):
     names = [("a", "one"), ("a", "two"), ("a", "three"), ("b", "one")]
-    jobs = [Job(tmp_path / run, asked, f"{run} {asked}", 1, False) for run, asked in names]
+    jobs = [_run(tmp_path / run, asked) for run, asked in names]
     for job in jobs:
         job.folder.mkdir(exist_ok=True)
     ray = _Ray()
@@ -515,14 +523,14 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path):
 def test_ctrl_c_ends_what_runs(tmp_path, monkeypatch):
     """A run that is ended has not failed."""
 
-    def train(worker: Worker, job: Job) -> dict[str, Any]:
+    def train(worker: Worker, job: Run) -> dict[str, Any]:
         Timer(0.5, worker.stop.set).start()
         sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
         worker.call("train", job, sleeper, job.folder / "train.log")
         return {}
 
     monkeypatch.setattr(Worker, "train", train)
-    job = Job(tmp_path / "run", "e", "a", 3, False)
+    job = _run(tmp_path / "run")
     start = time.monotonic()
     runner.run_here([job], [{}])
     assert time.monotonic() - start < 20

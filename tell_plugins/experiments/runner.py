@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
@@ -31,12 +31,11 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.guard import guarded
-from tell_plugins.experiments.store import RUN, Job, Run
+from tell_plugins.experiments.store import RUN, Run
 from tell_plugins.experiments.worker import Worker
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.swift_keys import project_environment
 
-_Job = TypeVar("_Job", bound=Job)
 _RUN_BYTES = 3 * 2**30  # of one training of a small model, measured; its libraries are half of it
 _COPIES = 4  # of the weights, at most: as they are read, as they train, what a step computes
 
@@ -106,12 +105,12 @@ def slots(jobs: int | None, *, needs_gpu: bool, models: Collection[str]) -> list
     return [{} if "OMP_NUM_THREADS" in os.environ else threads] * count
 
 
-def by_folder(jobs: Sequence[_Job]) -> list[list[_Job]]:
+def by_folder(jobs: Sequence[Run]) -> list[list[Run]]:
     """The jobs in groups that share a run; those are done one after the other.
 
     What needs no training comes first, then the longest: so the last to end does not run alone.
     """
-    groups: dict[Path, list[_Job]] = defaultdict(list)
+    groups: dict[Path, list[Run]] = defaultdict(list)
     for job in jobs:
         groups[job.folder].append(job)
     return sorted(groups.values(), key=lambda group: (group[0].steps > 0, -group[0].steps))
@@ -125,8 +124,8 @@ def run_here(jobs: Sequence[Run], slots: Sequence[Mapping[str, str]]) -> None:
 
 
 def run_all(
-    jobs: Sequence[_Job],
-    workers: Sequence[Callable[[_Job], object]],
+    jobs: Sequence[Run],
+    workers: Sequence[Callable[[Run], object]],
     stop: Event,
     said: str = "started",
 ) -> None:
@@ -135,7 +134,7 @@ def run_all(
     groups = iter(by_folder(jobs))  # each worker takes the next that is left
     started = itertools.count(1)
 
-    def do_all(do: Callable[[_Job], object]) -> None:
+    def do_all(do: Callable[[Run], object]) -> None:
         for job in itertools.chain.from_iterable(groups):
             if stop.is_set():
                 return
@@ -156,7 +155,7 @@ def run_all(
             raise
 
 
-def _ended(job: Job, seconds: float) -> str:
+def _ended(job: Run, seconds: float) -> str:
     """How a job ended, in one line and the end of its log."""
     failure = job.failure
     if job.done:
@@ -171,7 +170,7 @@ def _ended(job: Job, seconds: float) -> str:
     )
 
 
-def _what(job: Job) -> str:
+def _what(job: Run) -> str:
     if job.trained:
         return f"answers only ({paths.shown(job.eval_folder)})"
     return f"{job.steps} steps ({paths.shown(job.folder)})"
@@ -184,7 +183,7 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def forget_failures(jobs: Sequence[Job]) -> None:
+def forget_failures(jobs: Sequence[Run]) -> None:
     """Let failed jobs be tried again; their logs stay, and go on."""
     for job in jobs:
         for folder in (job.folder, job.eval_folder):
@@ -237,12 +236,12 @@ def run_on_ray(jobs: Sequence[Run], address: str, *, at_once: int | None, needs_
         ray.shutdown()
 
 
-def run_with(ray: Any, jobs: Sequence[Job], *, at_once: int | None, needs_gpu: bool) -> None:
+def run_with(ray: Any, jobs: Sequence[Run], *, at_once: int | None, needs_gpu: bool) -> None:
     """Do the jobs on the cluster that `ray` is connected with."""
     gpus = int(ray.cluster_resources().get("GPU", 0)) if needs_gpu else 0
     task, stop = ray.remote(max_retries=0, num_cpus=1, num_gpus=min(gpus, 1))(on_node), Event()
 
-    def work(job: Job) -> None:
+    def work(job: Run) -> None:
         handle = task.remote(job)
         while not stop.is_set() and not ray.wait([handle], num_returns=1, timeout=1.0)[0]:
             pass

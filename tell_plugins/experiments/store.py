@@ -71,70 +71,6 @@ def failure(folder: Path, evaluation: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One thing to do: a run, or the base model, and what is asked of it."""
-
-    folder: Path
-    evaluation: str
-    label: str
-    steps: int  # 0 for the base model and its rivals
-    needs_gpu: bool
-
-    @property
-    def eval_folder(self) -> Path:
-        return self.folder / EVAL_FOLDER / self.evaluation
-
-    @property
-    def trained(self) -> bool:
-        return self.steps == 0 or (self.folder / TRAINED).is_file()
-
-    @property
-    def done(self) -> bool:
-        return self.trained and (self.eval_folder / EVALUATED).is_file()
-
-    @property
-    def failure(self) -> dict[str, Any]:
-        return failure(self.folder, self.evaluation)
-
-    @property
-    def state(self) -> str:
-        if self.done:
-            return "done"
-        if self.failure:
-            return "failed"
-        return "trained" if self.trained and self.steps else "to do"
-
-
-class Pace(NamedTuple):
-    """What finished runs took: seconds a unit trained (NaN: not known), and for one evaluation
-    (0: not known)."""
-
-    training: float
-    asking: float
-
-    def left(self, job: Job, size: float) -> float:
-        """Seconds of what is left to do of a run that trains `size` units."""
-        if job.done:
-            return 0.0
-        return (0.0 if job.trained else size * self.training) + self.asking
-
-
-def pace(folders: Sequence[Path], size: Callable[[dict[str, Any]], float | None]) -> Pace:
-    """What the runs in these folders took, those that were done in one piece: another does not say
-    it. `size` reads off `run.json` how many units a run trains."""
-    asked = [facts_in(path, EVALUATED) for folder in folders for path in folder.glob("eval/*")]
-    asking = [took["seconds"] for took in asked if took]
-    trained = [(folder, facts_in(folder, TRAINED).get("seconds")) for folder in folders]
-    sizes = [(size(facts_in(folder, RUN)), seconds) for folder, seconds in trained if seconds]
-    whole = [(units, seconds) for units, seconds in sizes if units]
-    units, seconds = map(sum, zip(*whole, strict=True)) if whole else (1, math.nan)
-    return Pace(seconds / units, sum(asking) / max(1, len(asking)))
-
-
-# --- what is done ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class Facts:
     """What a mixture holds. Tokens are None where no tokenizer is at hand."""
 
@@ -176,10 +112,13 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Job):
-    """A job as it was planned: a model that is trained, a rival without training, or a base model.
+class Run:
+    """One thing to do, as it was planned, and what is asked of it: a model that is trained, a rival
+    without training, or a base model.
 
     Attributes:
+        evaluation: the id of what is asked; its folder lies in the run's.
+        steps: optimizer steps, 0 for a base model and a rival.
         cell: what the sweep file calls it; of a base model `at` is what tells it from others.
         spec: what it is trained on; a rival learns from its rows.
         base: the model that it was trained from; None for a base model.
@@ -187,6 +126,11 @@ class Run(Job):
         equal_steps: the run whose steps it must take.
     """
 
+    folder: Path
+    evaluation: str
+    label: str
+    steps: int
+    needs_gpu: bool
     id: str
     cell: Cell
     recipe: Recipe
@@ -201,6 +145,30 @@ class Run(Job):
     def planned(self) -> dict[str, Any]:
         """What is known of its training before it is done; nothing of a base model."""
         return dict(self.about.get("planned", {}))
+
+    @property
+    def eval_folder(self) -> Path:
+        return self.folder / EVAL_FOLDER / self.evaluation
+
+    @property
+    def trained(self) -> bool:
+        return self.steps == 0 or (self.folder / TRAINED).is_file()
+
+    @property
+    def done(self) -> bool:
+        return self.trained and (self.eval_folder / EVALUATED).is_file()
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        return failure(self.folder, self.evaluation)
+
+    @property
+    def state(self) -> str:
+        if self.done:
+            return "done"
+        if self.failure:
+            return "failed"
+        return "trained" if self.trained and self.steps else "to do"
 
     def prepare(self) -> Run:
         """Write what is needed to do it; nothing of a finished step is touched."""
@@ -222,6 +190,32 @@ class Run(Job):
         header = f"# Written by ./run.sh sweep. By hand it needs TELL_CARDS={cards}\n"
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
         paths.write_text(folder / RECIPE, header + text)
+
+
+class Pace(NamedTuple):
+    """What finished runs took: seconds a unit trained (NaN: not known), and for one evaluation
+    (0: not known)."""
+
+    training: float
+    asking: float
+
+    def left(self, run: Run, size: float) -> float:
+        """Seconds of what is left to do of a run that trains `size` units."""
+        if run.done:
+            return 0.0
+        return (0.0 if run.trained else size * self.training) + self.asking
+
+
+def pace(folders: Sequence[Path], size: Callable[[dict[str, Any]], float | None]) -> Pace:
+    """What the runs in these folders took, those that were done in one piece: another does not say
+    it. `size` reads off `run.json` how many units a run trains."""
+    asked = [facts_in(path, EVALUATED) for folder in folders for path in folder.glob("eval/*")]
+    asking = [took["seconds"] for took in asked if took]
+    trained = [(folder, facts_in(folder, TRAINED).get("seconds")) for folder in folders]
+    sizes = [(size(facts_in(folder, RUN)), seconds) for folder, seconds in trained if seconds]
+    whole = [(units, seconds) for units, seconds in sizes if units]
+    units, seconds = map(sum, zip(*whole, strict=True)) if whole else (1, math.nan)
+    return Pace(seconds / units, sum(asking) / max(1, len(asking)))
 
 
 def hashed(value: Any) -> str:

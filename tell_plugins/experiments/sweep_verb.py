@@ -26,7 +26,7 @@ from tell_plugins.experiments.runner import (
     run_on_ray,
     slots,
 )
-from tell_plugins.experiments.store import Job, Pace, Run, other_answers, pace
+from tell_plugins.experiments.store import Pace, Run, other_answers, pace
 from tell_plugins.experiments.sweep import Sweep, controls, load_sweep
 from tell_plugins.recipe.models import reported_flops, shape_of
 from tell_plugins.recipe.recipes import parse_flags
@@ -152,7 +152,7 @@ def _check(plan: SweepPlan, root: Path, command: str) -> Study:
     return study
 
 
-def _close(root: Path, everything: Sequence[Job]) -> int:
+def _close(root: Path, everything: Sequence[Run]) -> int:
     """Say how the sweep ended; 1 when a run failed."""
     failed = [job for job in everything if not job.done]
     for job in failed:

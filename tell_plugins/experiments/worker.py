@@ -25,7 +25,6 @@ from tell_plugins.experiments.store import (
     RECIPE,
     TRAIN_FOLDER,
     TRAINED,
-    Job,
     Run,
     facts_in,
 )
@@ -85,7 +84,7 @@ class Worker:
                     write_json(marker.with_name(FAILED), failed.facts)
                 return
 
-    def call(self, step: str, job: Job, command: list[str], log: Path) -> None:
+    def call(self, step: str, job: Run, command: list[str], log: Path) -> None:
         """Work for a job, the output appended to `log`. Raises StepFailed."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
