@@ -106,9 +106,7 @@ def form_averages(scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
 
 def table(scores: Mapping[str, float], averages: Mapping[str, Mapping[str, Any]]) -> str:
     """Sub-scores and averages, with the paper's averages beside them."""
-    lines = [
-        f"{name:<32} {scores[name]:7.2f}" for name in (*AGIEVAL, *OPENBOOKQA) if name in scores
-    ]
+    lines = [f"{name:<32} {score:7.2f}" for name, score in scores.items()]
     for name, found in averages.items():
         paper = ", ".join(f"{value:.2f} {data}" for data, value in PAPER[name].items())
         if found["value"] is None:
@@ -126,19 +124,17 @@ def environment(*, set_up: bool) -> Path:
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / _STAMP
     if stamp.is_file() and stamp.read_bytes() == REQUIREMENTS.read_bytes():
         return python
+    shown, is_there = paths.shown(ENVIRONMENT), python.is_file()
     if not set_up:
-        raise UserError(
-            f"{paths.shown(ENVIRONMENT)} {'is outdated' if python.is_file() else 'is missing'}",
-            where="second environment",
-            remedy="call it once with --setup",
-        )
+        found = f"{shown} {'is outdated' if is_there else 'is missing'}"
+        raise UserError(found, where="second environment", remedy="call it once with --setup")
     print("Setting up .venv-eval from requirements-eval.txt (once, minutes) ...", flush=True)
     make = [sys.executable, "-m", "venv", str(ENVIRONMENT)]
     fill = [str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)]
-    for step in [fill] if python.is_file() else [make, fill]:
+    for step in [fill] if is_there else [make, fill]:
         if subprocess.run(step, check=False).returncode:
             raise MachineError(
-                f"the packages could not be installed into {paths.shown(ENVIRONMENT)} (see above)",
+                f"the packages could not be installed into {shown} (see above)",
                 remedy="check the network and the disk, then call it again with --setup",
             )
     shutil.copyfile(REQUIREMENTS, stamp)

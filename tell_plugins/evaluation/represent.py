@@ -17,10 +17,10 @@ apart as `with`, it is not the mark that separates.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -81,14 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     job = plan(load_recipe(args.recipe, args.flags), args)
-    found = hidden_states(job, args.layer, args.max_tokens)
-    result = {name: separations(groups) for name, groups in found.groups.items()}
+    found, facts = hidden_states(job, args.layer, args.max_tokens)
+    result = {name: separations(groups) for name, groups in found.items()}
     model = Path(str(job.recipe.get("model"))).name
     who = model if job.adapter.path is None else f"{model} with {job.adapter.label}"
-    title = f"{job.card.name} and general queries, {who}, layer {found.layer} of {found.layers}"
-    picture = job.out / f"layer{found.layer}.png"
+    layer = facts["layer"]
+    title = f"{job.card.name} and general queries, {who}, layer {layer} of {facts['layers']}"
+    picture = job.out / f"layer{layer}.png"
     numbers = picture.with_suffix(".json")
-    draw(found.groups, title, picture)
+    draw(found, title, picture)
     report = {
         "format": 3,
         "recipe": job.recipe.name,
@@ -96,10 +97,8 @@ def run(args: argparse.Namespace) -> int:
         "adapter": job.adapter.shown,
         "card": job.card.name,
         **{key: getattr(args, key) for key in ("split", "anchor", "max_tokens")},
-        "layer": found.layer,
-        "layers": found.layers,
         "rows": {"task": len(job.task), "general": len(job.general)},
-        "cut": found.cut,
+        **facts,
         "separations": {
             pooling: {name: asdict(one) for name, one in measures.items()}
             for pooling, measures in result.items()
@@ -164,17 +163,11 @@ def _no_layer(layer: object, allowed: str) -> UserError:
     )
 
 
-class States(NamedTuple):
-    """The groups by pooling, at one of so many layers, and how many queries of a kind were cut."""
-
-    layer: int
-    layers: int
-    cut: dict[str, int]
-    groups: dict[str, Groups]
-
-
-def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
-    """The pooled states of all queries. Raises UserError for a layer that the model has not."""
+def hidden_states(
+    job: Job, asked_layer: str, max_tokens: int
+) -> tuple[dict[str, Groups], dict[str, Any]]:
+    """The groups of pooled states by pooling; and at which of how many layers they are, and how
+    many queries of each kind were cut. Raises UserError for a layer that the model has not."""
     from tell_plugins.bridge.hidden_states import layer_count, pooled_states, prompt_ids
 
     engine: Any = engines.make_engine("transformers", job.recipe, [job.adapter], batch_size=1)
@@ -194,7 +187,7 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
         pooling: {name: np.stack([one[pooling] for one in found]) for name, found in states.items()}
         for pooling in POOLINGS
     }
-    return States(layer, layers, cut, groups)
+    return groups, {"layer": layer, "layers": layers, "cut": cut}
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -304,12 +297,14 @@ def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
 
 def _grid(title: str, report: Mapping[str, Any], result: Result) -> Grid:
     """Every measure under every condition, and the change that the anchor makes."""
-    cells = [
-        ({"": f"{measure.replace('_', ' ')}, {POOLINGS[pooling]}"}, name, text)
-        for pooling, measures in result.items()
-        for measure, found in measures.items()
-        for name, text in _shown(found)
-    ]
+    cells = []
+    for pooling, measures in result.items():
+        for measure, found in measures.items():
+            row = {"": f"{measure.replace('_', ' ')}, {POOLINGS[pooling]}"}
+            for name, part in found.by_condition.items():
+                cells.append((row, name, shown(part, 3, between="\n")))
+            for name, part in found.change.items():
+                cells.append((row, f"{name} - without", shown(part, 3, sign="+", between="\n")))
     asked, cut = report["rows"], report["cut"]
     notes = [
         f"{asked['task']} task and {asked['general']} general queries; 95 % intervals over rows",
@@ -321,10 +316,3 @@ def _grid(title: str, report: Mapping[str, Any], result: Result) -> Grid:
             "general queries (--max-tokens)"
         )
     return pivot(title, cells, notes)
-
-
-def _shown(found: Separation) -> Iterator[tuple[str, str]]:
-    for name, part in found.by_condition.items():
-        yield name, shown(part, 3, between="\n")
-    for name, part in found.change.items():
-        yield f"{name} - without", shown(part, 3, sign="+", between="\n")
