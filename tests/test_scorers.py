@@ -1,5 +1,4 @@
-"""The scorers: closed labels, against scikit-learn too, the content of JSON, and a metric that is one
-file and one line; intervals."""
+"""The scorers: labels, intervals, the content of JSON, a metric that is one file and one line."""
 
 import json
 import random
