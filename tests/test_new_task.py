@@ -443,13 +443,13 @@ NUMBERS = answered([f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)
     ("rows", "flags", "told"),
     [
         (TWEETS, [], "rows.jsonl, line 1: columns id, tweet, category are of no known form"),
-        (TWEETS, [], "--columns query=tweet,response=category names them; --columns 1,2"),
+        (TWEETS, [], "--columns query=tweet,response=category names them"),
         (TWEETS, ["--columns", "query=tweet,response=Category"], "did you mean 'category'?"),
         (TWEETS, ["--columns", "qury=a"], "bad value 'qury=a'"),
         (NUMBERS, ["--metric", "number"], "line 5: ends with no number"),
         (MIXED, [], "3 rows cannot be used: rows.jsonl, line 13: column 'response' is float, not"),
         (MIXED, [], "rows.jsonl, line 14: the query is empty; rows.jsonl, line 15: the response"),
-        (MIXED, [], "(dates, and numbers with a fraction, are written as text)"),
+        (MIXED, [], "(write dates, and numbers with a fraction, as text)"),
         (answered(["x"] * 3), [], "of 3 rows 1 cannot be split off"),
         ([*rows_of(), PAIR], ["--metric", "json"], "line 13: no JSON"),
         ([turns("x")], [], "line 1: turns user: not"),
@@ -626,7 +626,7 @@ def test_labels_of_two_spellings_are_one_question(other, shown, json_answers, ow
 
 def test_labels_are_told_and_stand_in_the_card(own):
     rows = own.table(answered(["0", "1", "1"] * 10), "rows.csv")
-    told = "the answers are taken for 2 labels ('0', '1'); if they are not: --metric text"
+    told = "the answers are taken for 2 labels ('0' 10x, '1' 20x); if they are not: --metric text"
     assert told in own.new(rows)
     card = load_card("own")
     assert (card.metric, card.answer.labels) == ("label", ("0", "1"))
@@ -704,9 +704,11 @@ def test_the_label_is_told_and_may_be_chosen(own):
     rows = own.table(answered(answers))
     out = own.new(rows)
     assert "'unit' is taken for the label; --label NAME names another, or none" in out
-    assert "schema learnt from the responses: unit, city\n" in out
+    assert "schema learnt from the responses: unit: 'g' | 'kg'; city: string\n" in out
     assert load_card("own").answer.label == "unit"
     own.new(rows, "--label", "none", "--force")
     assert load_card("own").answer.label is None
     own.new(rows, "--label", "city", "--force")
-    assert load_card("own").answer.label == "city"
+    card = load_card("own")
+    schema = json.loads(card.schema_path().read_text())
+    assert (card.answer.label, len(schema["properties"]["city"]["enum"])) == ("city", 7)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.row_files import read_records
+from tell_plugins.core.row_files import TABLES, read_records
 from tell_plugins.core.rows import extract, text_of
 from tell_plugins.core.shown import count_of
 from tell_plugins.core.state_files import parse_json
@@ -111,8 +112,10 @@ def read_rows(
         raise UserError("the file has no rows", where=paths.shown(path), remedy=remedy)
     form = Form("no known form", ("",))
     if first := next((record for record in records if isinstance(record.value, dict)), None):
-        sheet = "".join(f" ({note})" for note in notes if "first sheet" in note)
-        form = _form_of(first.value, columns, f"{paths.shown(path)}, line {first.line}{sheet}")
+        headless = ["--columns 1,2 where the table has no header"]
+        also = headless + notes[:1] if path.suffix.lower() in TABLES else []
+        where = f"{paths.shown(path)}, line {first.line}"
+        form = _form_of(first.value, columns, where, "".join(f"; {hint}" for hint in also))
         rejected = [name for name in _REJECTED if name in first.value and name not in form.columns]
         note = "is not read: the chosen answers alone are trained"
         notes += [f"{path.name}: '{name}' {note}" for name in rejected[:1]]
@@ -162,8 +165,11 @@ def _is_numbered(columns: Columns | None) -> bool:
     return columns is not None and all(map(str.isdecimal, columns.names))
 
 
-def _form_of(row: Mapping[str, Any], columns: Columns | None, where: str) -> Form:
-    """The form of the first row. Raises UserError where it is none, or not as the user says."""
+def _form_of(row: Mapping[str, Any], columns: Columns | None, where: str, also: str) -> Form:
+    """The form of the first row. Raises UserError where it is none, or not as the user says.
+
+    `also`: for a remedy, what a table's columns depend on.
+    """
     if columns is None:
         for form in FORMS:
             if all(column in row for column in form.columns):
@@ -172,12 +178,13 @@ def _form_of(row: Mapping[str, Any], columns: Columns | None, where: str) -> For
             f"columns {', '.join(map(str, row))[:200]} are of no known form",
             where=where,
             allowed="; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMS),
-            remedy=f"--columns {_proposal(row)} names them; --columns 1,2 where a table has no "
-            "header",
+            remedy=f"--columns {_proposal(row)} names them{also}",
         )
     for name in columns.names:
         if name not in row:
-            raise unknown("column", name, map(str, row), f"--columns, {where}")
+            wrong = unknown("column", name, map(str, row), f"--columns, {where}")
+            remedy = f"{wrong.remedy}{also}"
+            raise UserError(wrong.found, where=wrong.where, allowed=wrong.allowed, remedy=remedy)
     names = [str(value).strip() for value in row.values() if value]
     known = {*_QUERIES, *_RESPONSES, *(column for form in FORMS for column in form.columns)}
     if _is_numbered(columns) and known.issuperset(map(str.lower, names)):
@@ -222,6 +229,8 @@ def _row(
             del values["history"]
         found = extract(values, columns)
         if isinstance(found, str):
+            if any(isinstance(values[name], float | date) for name in columns.names):
+                found += " (write dates, and numbers with a fraction, as text)"
             raise _Unusable(found)
         query, answer = found
         if labels is not None:

@@ -204,10 +204,11 @@ def _print_next(
     )
     own = [paths.shown(path) for path in files[task.name]]
     against = " --against sft" if len(own) > 1 else ""
+    question = "   # is it better than plain SFT?" if against else ""
     commands = [
         f"./run.sh check {shlex.join(own)}",
         *(f"./run.sh train {shlex.quote(path)}" for path in own),
-        f"./run.sh eval {shlex.quote(own[0])}{against}",
+        f"./run.sh eval {shlex.quote(own[0])}{against}{question}",
     ]
     if folds:
         # a fold's recipes are called as the task's own, with `_foldN` after its name

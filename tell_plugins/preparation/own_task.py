@@ -131,8 +131,7 @@ def _clean(task: Task, args: argparse.Namespace) -> None:
     task.sift(
         lambda row: row.problem,
         drop=args.drop_broken,
-        remedy="mend or remove these rows (dates, and numbers with a fraction, are written as "
-        "text), or --drop-broken to leave them out",
+        remedy="mend or remove these rows, or --drop-broken to leave them out",
     )
     if args.repair_json:
         _repair_json(task)
@@ -182,11 +181,13 @@ def _set_test(task: Task, args: argparse.Namespace) -> None:
     """Set test rows aside where there are none, and say whether they tell much."""
     if "test" not in task.files:
         rows = task.of("train")
-        test = split_off_test(rows, task.labels_of(rows), args.seed, args.test_rows)
+        labels = task.labels_of(rows)
+        test = split_off_test(rows, labels, args.seed, args.test_rows)
         task.rows = task.tested_on(test)
+        shares = ", in the labels' shares" if labels else ""
         task.notes.append(
             f"no --test: {count_of(len(test), 'row')} split off to test with, chosen by content "
-            f"and seed {args.seed}, in the labels' shares; {len(rows) - len(test)} train"
+            f"and seed {args.seed}{shares}; {len(rows) - len(test)} train"
         )
     labels, count = task.labels_of(task.of("test")) or [], len(task.of("test"))
     if len(set(labels)) == 1:
@@ -352,8 +353,10 @@ def _set_labels(task: Task, args: argparse.Namespace) -> None:
     task.card_keys = {"answer": {"labels": sorted(labels)}}
     if labels > trained:
         task.notes.append(f"WARNING: no training row has the label {_named(labels - trained)}")
+    times = Counter(row.response for row in task.of("train"))
+    counts = ", ".join(f"{_short(label)} {count}x" for label, count in sorted(times.items())[:6])
     task.notes.append(
-        f"the answers are taken for {len(trained)} labels ({_named(trained)}); if they are not: "
+        f"the answers are taken for {len(trained)} labels ({counts}); if they are not: "
         "--metric text, or number"
     )
 
@@ -364,6 +367,8 @@ def _set_schema(task: Task, args: argparse.Namespace) -> None:
     if task.label is not None:
         _spell(task, args.clean_labels)
     task.schema = _learnt(task) if given is None else given
+    if given is None and args.label and task.label is not None:
+        _close_label(task, task.schema["properties"][task.label])
     fits = answers.fits(task.schema)
     task.sift(
         lambda row: fits(row.response),
@@ -375,10 +380,26 @@ def _set_schema(task: Task, args: argparse.Namespace) -> None:
     label = {} if task.label is None else {"label": task.label}
     task.card_keys = {"answer": {"schema": SCHEMA_FILE} | label}
     if given is None:
-        fields = ", ".join(task.schema.get("properties", {})) or "no fields"
-        task.notes.append(f"schema learnt from the responses: {fields}")
+        fields = task.schema.get("properties", {}).items()
+        told = "; ".join(f"{key}: {_brief(rule)}" for key, rule in fields) or _brief(task.schema)
+        task.notes.append(f"schema learnt from the responses: {told}")
     taken = "no property" if task.label is None else f"'{task.label}'"
     task.notes.append(f"{taken} is taken for the label; --label NAME names another, or none")
+
+
+def _close_label(task: Task, rule: dict[str, Any]) -> None:
+    """A text that the user calls the label has the trained values alone."""
+    if rule.get("type") == "string":
+        labels = {answers.label_in(row.response, task.label) for row in task.of("train")}
+        rule.clear()
+        rule["enum"] = sorted(label for label in labels if label is not None)
+
+
+def _brief(rule: dict[str, Any]) -> str:
+    """What a rule of a learnt schema allows: `'no' | 'yes'`, `string`, `array or null`."""
+    types = rule.get("type", [])
+    listed = [types] if isinstance(types, str) else types
+    return " | ".join(map(_short, rule.get("enum", []))) or " or ".join(listed)
 
 
 def _learnt(task: Task) -> dict[str, Any]:
@@ -443,6 +464,11 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
         )
     else:
         task.anchor = _anchor_text(args.anchor)
+        if shares:
+            task.notes.append(
+                "all rows begin with the same text already, and --anchor comes in front of it "
+                f"({_short(front)}); --anchor inline takes theirs"
+            )
 
 
 def _system(task: Task, args: argparse.Namespace) -> str:
