@@ -276,27 +276,25 @@ class Card(_Strict):
 
 def card_names() -> list[str]:
     """The names of all cards, of the project and of `$TELL_CARDS`, sorted."""
-    return sorted({path.parent.name for path in _card_files()})
+    return sorted({path.parent.name for path in _card_files("*")})
 
 
-def _card_files() -> list[Path]:
-    """All `card.yaml`; a hidden folder is no card, such as one that is just being written."""
-    found = [path for root in paths.card_roots() for path in sorted(root.glob("*/card.yaml"))]
+def _card_files(name: str) -> list[Path]:
+    """The `card.yaml` of a name; a hidden folder is no card, as one that is just being written."""
+    found = [path for root in paths.card_roots() for path in root.glob(f"{name}/card.yaml")]
     return [path for path in found if not path.parent.name.startswith(".")]
 
 
 def find_card(name: str) -> Path:
     """The `card.yaml` of the card `name`; UserError with the nearest name when there is none."""
-    files = [path for path in _card_files() if path.parent.name == name]
-    if len(files) > 1:
-        raise UserError(
-            f"two cards are named '{name}': " + ", ".join(paths.shown(path) for path in files),
-            where="$TELL_CARDS",
-            remedy="rename one of the folders and its card",
-        )
+    files = _card_files(name) if name in card_names() else []
     if not files:
         roots = " or ".join(paths.shown(root) for root in paths.card_roots())
         raise unknown("card", name, card_names(), f"looked in {roots}")
+    if len(files) > 1:
+        found = f"two cards are named '{name}': {', '.join(map(paths.shown, files))}"
+        remedy = "rename one of the folders and its card"
+        raise UserError(found, where="$TELL_CARDS", remedy=remedy)
     return files[0]
 
 
