@@ -148,6 +148,15 @@ def test_refusals_name_the_remedy_and_never_the_key(status, remedy, tmp_path, mo
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_key_that_is_taken_no_longer_stops_the_run(tmp_path):
+    def script(body: dict[str, Any], nth: int) -> Reply:
+        return GOOD if body["messages"][0]["content"] in ("q0", "q1") else Reply(status=401)
+
+    with serving(script) as server, pytest.raises(UserError, match="HTTP 401"):
+        asked(server, tmp_path, 9, "--concurrency", "1")
+    assert len(server.requests) <= 4
+
+
 def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path):
     def script(body: dict[str, Any], nth: int) -> Reply:
         refused = Reply(status=400, error={"message": "content filter"})

@@ -157,8 +157,10 @@ class Endpoint:
         said = f"HTTP {status}: {said}"
         if status in (408, 409, 429) or status >= 500:
             return Unreachable(f"{self.shown_url}: {said}, {self.tries} times", remedy=_LATER)
-        remedy = f"see what the server says; check the key in ${self.key_env} and what it may use, "
-        remedy += f"and the address (it ends in /v1 as a rule); {hint}"
+        if status in (401, 402, 403):  # no other request will do better
+            remedy = f"check the key in ${self.key_env}, what it may use, and the account"
+            return UserError(said, where=self.shown_url, remedy=remedy)
+        remedy = f"see what the server says; check the address (it ends in /v1 as a rule); {hint}"
         return Refused(said, where=self.shown_url, remedy=remedy)
 
     def _said(self, error: Any) -> str:
