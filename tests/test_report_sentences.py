@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from tell_plugins import cli
 from tell_plugins.evaluation.grids import to_csv
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
-from tell_plugins.experiments.outcome import Group, Judge, Outcome
+from tell_plugins.experiments.outcome import Judge, Outcome, over_seeds
 from tell_plugins.experiments.report import corrections
 from tell_plugins.experiments.results import load_studies
 from tests.conftest import PROJECT, message_of
@@ -214,15 +213,11 @@ def test_open_runs_name_no_model(report, tmp_path):
 
 
 def test_an_interval_over_seeds_needs_three_that_differ():
-    def of_seeds(values: list[float], metric: str) -> Any:
-        made = SimpleNamespace(seeds=values, metric=metric)
-        return Group.over_seeds.fget(made)  # type: ignore[attr-defined]
-
-    assert of_seeds([0.1, 0.9], "json") is None
-    assert of_seeds([0.0, 0.0, 0.0], "json") is None
-    found = of_seeds([0.0, 0.1, 0.9], "json")
-    assert (found.low, found.high) == (0.0, 1.0)  # a share
-    assert of_seeds([10.0, 20.0, 60.0], "translation").low < 0
+    assert over_seeds([0.1, 0.9], share=True) is None
+    assert over_seeds([0.0, 0.0, 0.0], share=True) is None
+    found = over_seeds([0.0, 0.1, 0.9], share=True)
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert over_seeds([10.0, 20.0, 60.0], share=False).low < 0
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
 from tell_plugins.core.spec import NONE, Spec
+from tell_plugins.core.state_files import Shape
 from tell_plugins.evaluation.answers import Settings
 
 PAPER_CARDS = ("halu_cot_json", "halu_cot_json_rebuilt", "halu_cot_json_spans")  # one test set
@@ -19,11 +19,7 @@ _QWEN = "qwen-7b-chat"
 _GENERAL_TOKENS = 0.99 * 4_000_000  # met to within one row
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PaperNumber(_Frozen):
+class PaperNumber(Shape):
     """JSON adherence (a share) of one setting of the paper; None is any, or not stated."""
 
     method: str
@@ -34,7 +30,7 @@ class PaperNumber(_Frozen):
     approximate: bool = False
 
 
-class Point(_Frozen):
+class Point(Shape):
     """One number of a figure. `x` is in tokens, None for a level without a place on the axis."""
 
     method: str
@@ -43,7 +39,7 @@ class Point(_Frozen):
     what: str
 
 
-class Published(_Frozen):
+class Published(Shape):
     """The numbers that belong to one figure."""
 
     source: str
@@ -51,7 +47,7 @@ class Published(_Frozen):
     note: str = ""
 
 
-class Paper(_Frozen):
+class Paper(Shape):
     """Everything that the paper states of adherence, and of which model and task."""
 
     model: str
@@ -77,15 +73,9 @@ def published(name: str | None, where: str) -> Published | None:
 
 
 def is_papers_task(card: Card) -> bool:
-    """Whether the answers of this task are what the paper's script was written for."""
-    if card.name in PAPER_CARDS:
-        return True
-    return _schema(card) is not None and _schema(card) == _schema(load_card(PAPER_CARDS[0]))
-
-
-def _schema(card: Card) -> bytes | None:
-    file = card.answer.schema_file if card.answer else None
-    return card.file(file).read_bytes() if file else None
+    """Whether the answers of this JSON task are what the paper's script was written for."""
+    papers = load_card(PAPER_CARDS[0]).schema_path()
+    return card.name in PAPER_CARDS or card.schema_path().read_bytes() == papers.read_bytes()
 
 
 def paper_number(settings: Settings, spec: Spec | None) -> PaperNumber | None:

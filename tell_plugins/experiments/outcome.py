@@ -75,6 +75,7 @@ class Group:
         elsewhere: what general questions and texts tell, paired with the base model.
         numbers: both.
         main: the measure that curves and comparisons are about; `seeds`: of each seed.
+        over_seeds: the mean of these with its interval.
         constants: of each entry that gives nearly one label only, that label.
         constant: whether all of them do.
     """
@@ -82,7 +83,6 @@ class Group:
     def __init__(self, judge: Judge, study: Study, entries: Entries) -> None:
         first, main = entries[0], scoring.main_measure(study.metric)
         self.entries, self.series = list(entries), study.series_of(first)
-        self.metric = study.metric
         self.method, self.at, self.point = first.method, first.at, first.point
         self.name, self.is_base = first.name, first.is_base
         self.steps, self.no_op = steps_of(entries), all(entry.no_op for entry in entries)
@@ -96,6 +96,7 @@ class Group:
         self.main = self.task.get(main)
         measures = [system.measure(main) for system in self.systems]
         self.seeds = [measure.column.total for measure in measures if measure is not None]
+        self.over_seeds = over_seeds(self.seeds, share=not scorers.reads_texts(study.metric))
         said = [frequent_label(system.first) for system in self.systems]
         known = [most for most in said if most is not None and most[1].n > 1]
         self.constants = [most for most in known if (most[1].value or 0) >= _CONSTANT]
@@ -106,19 +107,6 @@ class Group:
         found = [amount for e in self.entries if (amount := e.amount(axis)) is not None]
         return sum(found) / len(found) if found else None
 
-    @property
-    def over_seeds(self) -> Estimate | None:
-        """The seeds' mean with its t-interval, which holds whatever a seed changes.
-
-        None for fewer than `LEAST_SEEDS`, and where all are equal: nothing varied that could tell.
-        """
-        if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
-            return None
-        middle, low, high = t_interval(self.seeds)
-        if not scorers.reads_texts(self.metric):  # a share
-            low, high = max(0.0, low), min(1.0, high)
-        return Estimate(middle, low, high, len(self.seeds))
-
 
 def _of_task(system: System) -> dict[str, Estimate]:
     found, lenient = system.measured, system.readings.get("lenient")
@@ -126,6 +114,19 @@ def _of_task(system: System) -> dict[str, Estimate]:
         both = {"adherence, lenient": lenient.numbers["adherence"]}
         found = {"adherence": found["adherence"]} | both | found
     return {name: number for name, number in found.items() if number.k is not None} | found
+
+
+def over_seeds(values: Sequence[float], *, share: bool) -> Estimate | None:
+    """The mean of seeds with its t-interval, which holds whatever a seed changes.
+
+    None for fewer than `LEAST_SEEDS`, and where all are equal: nothing varied that could tell.
+    """
+    if len(values) < LEAST_SEEDS or len(set(values)) == 1:
+        return None
+    middle, low, high = t_interval(values)
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    return Estimate(middle, low, high, len(values))
 
 
 def steps_of(entries: Entries) -> list[int]:

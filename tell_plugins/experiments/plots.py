@@ -82,7 +82,7 @@ def style() -> AbstractContextManager[None]:
 
 def pictures(outcome: Outcome) -> list[Picture]:
     """The pictures of a study; those for which there is nothing to draw are left out."""
-    study, score = outcome.study, _score(outcome).capitalize()
+    study, (score, costs) = outcome.study, _trade(outcome)
     rows = f"{study.split} rows"
     possible = {
         "forest": (
@@ -93,9 +93,10 @@ def pictures(outcome: Outcome) -> list[Picture]:
             forest_figure,
         ),
         "trade": (
-            _trades(outcome),
-            f"{score} against what it cost the rest of the model; best is the upper left. Bars are "
-            f"95 % intervals over {rows}, all seeds together; dashed: the base model's own score.",
+            costs,
+            f"{score.capitalize()} against what it cost the rest of the model; best is the upper "
+            f"left. Bars are 95 % intervals over {rows}, all seeds together; dashed: the base "
+            "model's own score.",
             trade_figure,
         ),
         "curve": (
@@ -258,22 +259,18 @@ def _differences(outcome: Outcome, drawn: Sequence[Pair]) -> dict[str, list[Diff
 # --- the score against its cost -------------------------------------------------------------------
 
 
-def _trades(outcome: Outcome) -> list[str]:
-    """The costs that at least two trained methods have; none where the score is not a share."""
-    if not _is_share(outcome, _score(outcome)):
-        return []
+def _trade(outcome: Outcome) -> tuple[str, list[str]]:
+    """The measure of content if there is one, else the main measure; and the costs that at least
+    two trained methods have, none where the score is not a share."""
+    score = next(iter(_measured(outcome, _CONTENT)), outcome.main)
     trained = [group for group in outcome.groups if not group.is_base]
-    return [c for c in (_FOREIGN, KL) if sum(_bar(g, c) is not None for g in trained) > 1]
-
-
-def _score(outcome: Outcome) -> str:
-    """The measure of content if there is one, else the study's main measure."""
-    return next(iter(_measured(outcome, _CONTENT)), outcome.main)
+    costs = [c for c in (_FOREIGN, KL) if sum(_bar(g, c) is not None for g in trained) > 1]
+    return score, costs if _is_share(outcome, score) else []
 
 
 def trade_figure(outcome: Outcome) -> Any:
     """The score against each cost: a mark for each method, joined along the axis if any."""
-    costs, name = _trades(outcome), _score(outcome)
+    name, costs = _trade(outcome)
     figure, axes = _figure(outcome, len(costs), 4.6 * len(costs), 3.8, lines=True)
     for axis, cost in zip(axes, costs, strict=True):
         for series, colour in _palette(outcome).items():
