@@ -25,7 +25,6 @@ from tell_plugins.evaluation.judged import KINDS
 OFFICIAL_LIMIT = 1000  # rows that the published script looks at
 ADHERENT = "adherent"
 _WHITE = " \t\r\n"  # JSON's own white space, all that `strict` allows around an object
-_LONG_INTEGER = 310  # digits; anything longer is beyond double precision
 # Where an object (or a list of objects) begins; `{` in running text is not followed by these.
 _OPENING = re.compile(r"""\[\s*\{\s*["'}]|\{\s*(?:["'“”‘’}]|[A-Za-z_]\w*\s*:|$)""")
 _LIST = re.compile(r"""\s*\[\s*["'{\[]""")
@@ -80,7 +79,7 @@ class AnswerSchema:
         """Of the kinds of rules that `value` breaks the first in the order of KINDS."""
         try:
             kinds = {_kind_of(error) for error in self._validator.iter_errors(value)}
-        except RecursionError:  # nested deeper than any answer that is meant
+        except (RecursionError, OverflowError):  # deeper, or larger, than any answer that is meant
             kinds = {"other_rule"}
         return Verdict(min(kinds, key=KINDS.index)) if kinds else Verdict(ADHERENT, value)
 
@@ -158,8 +157,6 @@ def official_fixed(text: str, finish_reason: str, schema: AnswerSchema) -> Verdi
         except (ValueError, RecursionError):
             continue
         return Verdict(ADHERENT, value) if isinstance(value, dict) else Verdict("not_object")
-    if read_whole(text):  # a long integer is the one thing json.loads refuses beyond JSON
-        return Verdict("not_finite")
     return Verdict(_unparsed(text, finish_reason))
 
 
@@ -225,12 +222,7 @@ def read_at(text: str, start: int = 0) -> Parsed | None:
             wrong.add("not_finite")
         return number
 
-    def integer(digits: str) -> int | float:
-        return int(digits) if len(digits) < _LONG_INTEGER else decimal(digits)
-
-    decoder = json.JSONDecoder(
-        object_pairs_hook=pairs, parse_float=decimal, parse_int=integer, parse_constant=decimal
-    )
+    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_float=decimal, parse_constant=decimal)
     try:
         value, end = decoder.raw_decode(text, start)
     except (ValueError, RecursionError):
