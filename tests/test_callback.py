@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from tell_plugins import bridge
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
@@ -197,35 +197,18 @@ def test_rows_that_changed_under_a_run_are_told(resume, make_card):
     assert "had rows and anchor of hash" in message_of(resume)
 
 
-def _task_first(rows: Dataset, task: list[int], general: list[int]) -> Dataset:
-    return rows.select([*task, *general])
-
-
-def _followed(rows: Dataset, task: list[int], general: list[int]) -> Dataset:
-    return concatenate_datasets([rows, rows])
-
-
-def _fewer(rows: Dataset, task: list[int], general: list[int]) -> Dataset:
-    return rows.select(sorted([*task, *general[2:]]))
-
-
-def _scarce_lost(rows: Dataset, task: list[int], general: list[int]) -> Dataset:
-    return rows.select(sorted([*task[2:], *general]))
-
-
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("chosen", "told"),
     [
-        (_task_first, "do not come in the mixture's order"),
-        (_followed, "or others follow"),
-        (_fewer, None),
-        (_scarce_lost, "2 scarce task rows are longer than max_length"),
+        (lambda task, general: task + general, "do not come in the mixture's order"),
+        (lambda task, general: sorted(task + general) * 2, "or others follow"),
+        (lambda task, general: sorted(task + general[2:]), None),
+        (lambda task, general: sorted(task[2:] + general), "2 scarce task rows are longer than"),
     ],
 )
-def test_what_training_sees_of_the_mixture(changed, told, begin, mixture):
-    rows, is_task = _tokenised(_rows(mixture)), mixture.is_task
-    places = [np.flatnonzero(mask).tolist() for mask in (is_task, ~is_task)]
-    loader = _loader(changed(rows, *places), strict=False)
+def test_what_training_sees_of_the_mixture(chosen, told, begin, mixture):
+    task, general = (np.flatnonzero(m).tolist() for m in (mixture.is_task, ~mixture.is_task))
+    loader = _loader(_tokenised(_rows(mixture)).select(chosen(task, general)), strict=False)
     if told is None:
         begin(loader)
     else:
