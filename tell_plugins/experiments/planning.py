@@ -161,19 +161,19 @@ class Planner:
         mixture = build_mixture(self._trained_on(cell, spec))
         if equal:
             recipe, mixture = _bring_to_steps(recipe, mixture, equal.steps)
-        recipe = recipe.with_values(dataset=[str(mixture.spec)])
-        asked, rival = self._asked(spec, cell.settings.get(TEST_ANCHOR)), cell.rival
+        mixed = mixture.spec
+        recipe = recipe.with_values(dataset=[str(mixed)])
         about = _about(cell, recipe, mixture)
         about["planned"]["leaked"] = self._leaked(mixture, spec)
-        parts = (mixture.spec.card, spec.task, rival or mixture.spec.general or "", cell.seed)
+        parts = (mixed.card, mixed.task, cell.rival or mixed.general or "", cell.seed)
         run = self._run(
-            run_id(recipe, mixture.spec, mixture.hash, rival),
+            run_id(recipe, mixed, mixture.hash, cell.rival),
             [str(part) for part in parts if str(part)],
-            {"base": False, "model": recipe.get("model"), **about},
+            about,
             cell=cell,
             recipe=recipe,
-            asked=asked,
-            spec=mixture.spec,
+            asked=self._asked(spec, cell.settings.get(TEST_ANCHOR)),
+            spec=mixed,
             facts=Facts(**about["mixture"]),
             base=self._base(recipe, Spec(spec.card, anchor=self._spec.anchor)),
             equal_steps=equal,
@@ -182,12 +182,14 @@ class Planner:
 
     def _base(self, recipe: Recipe, spec: Spec) -> Run:
         """A recipe's model before training."""
-        model, asked = recipe.get("model"), self._asked(spec)
-        named = [BASE, Path(str(model)).name]
-        about = {"base": True, "model": model}
-        cell = Cell(BASE_METHOD, {}, 0, {})
         return self._run(
-            base_id(recipe), named, about, cell=cell, recipe=recipe, asked=asked, spec=spec
+            base_id(recipe),
+            [BASE, Path(str(recipe.get("model"))).name],
+            {"base": True},
+            cell=Cell(BASE_METHOD, {}, 0, {}),
+            recipe=recipe,
+            asked=self._asked(spec),
+            spec=spec,
         )
 
     def _run(self, known: str, named: Sequence[str], about: dict[str, Any], **more: Any) -> Run:
@@ -201,7 +203,7 @@ class Planner:
             steps=about.get("planned", {}).get("steps", 0),
             needs_gpu=needs_gpu(more["recipe"]),
             id=known,
-            about={"format": 1, "id": known, **about},
+            about={"format": 1, "id": known, "model": more["recipe"].get("model"), **about},
             **more,
         )
 
@@ -344,6 +346,7 @@ def _about(cell: Cell, recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
     rival = {"rival": cell.rival} if cell.rival else {}
     meets = mixture.is_task.any() and not rival
     return {
+        "base": False,
         "spec": str(mixture.spec),
         "seed": cell.seed,
         "settings": {key: value for key, value in recipe.values.items() if key not in _FREE[:3]},
