@@ -482,6 +482,19 @@ def test_no_gpu_has_two_runs_at_once(tmp_path, monkeypatch):
         assert all(first[1] <= second[0] for first, second in pairwise(mine))
 
 
+def test_how_far_a_run_is(tmp_path):
+    job = _run(tmp_path / "run")
+    (job.folder / "train").mkdir(parents=True)
+    lines = [json.dumps({"global_step/max_steps": f"{step}/3"}) for step in (1, 2)]
+    (job.folder / "train" / "logging.jsonl").write_text("\n".join(lines))
+    assert runner.how_far(job) == "run: step 2/3"
+    write_json(job.folder / "trained.json", {"steps": 3})
+    assert runner.how_far(job) == "run"
+    (job.eval_folder / "task").mkdir(parents=True)
+    (job.eval_folder / "task" / "answers.jsonl").write_text("{}\n{}\n")
+    assert runner.how_far(job) == "run: 2 answers"
+
+
 class _Ray:
     """As much of Ray as a sweep sees: every task fails in its training, one after the other."""
 

@@ -12,6 +12,7 @@ import importlib
 import itertools
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -132,7 +133,7 @@ def run_all(
     """Do the jobs, as many at once as there are workers, which each do one and wait for it. Raises
     what one of these raises, and sets `stop`, which ends the others."""
     groups = iter(by_folder(jobs))  # each worker takes the next that is left
-    started = itertools.count(1)
+    started, running = itertools.count(1), dict[Path, Run]()
 
     def do_all(do: Callable[[Run], object]) -> None:
         for job in itertools.chain.from_iterable(groups):
@@ -141,18 +142,36 @@ def run_all(
             start = time.monotonic()
             if not job.failure:  # else the training that it shares has failed just now
                 bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
+                running[job.folder] = job
                 do(job)
+                del running[job.folder]
             if not stop.is_set():  # else it was ended, and is neither done nor failed
                 bar.write(_ended(job, time.monotonic() - start))
                 bar.update()
 
     with track(len(jobs), "sweep", "runs") as bar, ThreadPoolExecutor(len(workers)) as pool:
+        waiting = {pool.submit(do_all, do) for do in workers}
         try:
-            for worker in as_completed([pool.submit(do_all, do) for do in workers]):
-                worker.result()
+            while waiting:
+                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for worker in ended:
+                    worker.result()
+                if sys.stderr.isatty():
+                    bar.set_postfix_str("; ".join(map(how_far, list(running.values()))))
         except BaseException:
             stop.set()
             raise
+
+
+def how_far(job: Run) -> str:
+    """Where a running job is: its optimizer step, or how many answers it has."""
+    name, log = job.label[:30], job.folder / "train" / "logging.jsonl"
+    if not job.trained:
+        said = log.read_text(errors="replace") if log.is_file() else ""
+        steps = re.findall(r'"global_step/max_steps": "([0-9/]+)"', said)
+        return f"{name}: step {steps[-1]}" if steps else name
+    answers = [path.read_bytes().count(b"\n") for path in job.eval_folder.rglob("answers.jsonl")]
+    return f"{name}: {sum(answers)} answers" if answers else name
 
 
 def _ended(job: Run, seconds: float) -> str:
