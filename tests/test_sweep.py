@@ -334,6 +334,19 @@ def test_what_is_made_of_the_general_rows_of_another(world):
     assert derived_cards.shuffled_words(rows, 2) != once
 
 
+def test_cards_of_other_sweeps_are_in_nobodys_way(world, monkeypatch):
+    """A run's recipe says which cards it needs by hand; a later sweep makes its own."""
+    first = world.root / "out" / "cards"
+    _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}})
+    named = os.pathsep.join([str(world.cards), str(first)])
+    monkeypatch.setenv("TELL_CARDS", named)
+    assert load_card("tiny_general_less4").folder.parent == first
+    sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
+    for out in (world.root / "out", world.root / "other"):
+        monkeypatch.setenv("TELL_CARDS", named)
+        assert _main("sweep", sweep, "--dry-run", "--out", str(out)) == 0
+
+
 # --- the listing ---------------------------------------------------------------------------------
 
 

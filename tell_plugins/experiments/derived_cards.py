@@ -31,6 +31,7 @@ from tell_plugins.evaluation.prompts import HELD_OUT_SPLIT
 from tell_plugins.evaluation.scorers.label import closed_labels
 
 _FORMAT = 1  # raised when a card of the same name would hold other rows
+_MADE = "made by an experiment from"  # how the `source` line of such a card begins
 _HELD_OUT_SEED = 42  # the held-out rows are the same for every run, whatever its seed
 
 Pair = tuple[str, str]
@@ -149,11 +150,19 @@ def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def use(folder: Path) -> None:
-    """Let the cards in a folder be found, by what this process starts too, after the user's."""
+    """Let the cards in a folder be found, by what this process starts too, after the user's.
+
+    Those that other sweeps made are left out: a run's recipe tells the user to name them.
+    """
     own = str(paths.user_path(folder).resolve())
-    parts = os.environ.get("TELL_CARDS", "").split(os.pathsep)
-    kept = [part for part in parts if part not in ("", own)]
+    parts = [part for part in os.environ.get("TELL_CARDS", "").split(os.pathsep) if part]
+    kept = [part for part in parts if part != own and not _of_a_sweep(paths.user_path(part))]
     os.environ["TELL_CARDS"] = os.pathsep.join([*kept, own])
+
+
+def _of_a_sweep(folder: Path) -> bool:
+    texts = [card.read_text("utf-8", "replace") for card in folder.glob("*/card.yaml")]
+    return bool(texts) and all(f"\nsource: {_MADE} " in text for text in texts)
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -177,7 +186,7 @@ def _write(
         "kind": GENERAL,
         "summary": summary,
         "licence": card.licence,
-        "source": f"made by an experiment from {card.name}, key {_digest(made_from)}",
+        "source": f"{_MADE} {card.name}, key {_digest(made_from)}",
         "columns": {"query": "query", "response": "response"} | earlier,
         "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
         **(keys or {}),
