@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tell_plugins.bridge.protocol import History
 from tell_plugins.evaluation import engines
-from tell_plugins.evaluation.options import EVAL
 from tell_plugins.evaluation.rivals import AnswerTable
 from tell_plugins.recipe.recipes import Recipe
 
@@ -39,8 +37,3 @@ def answer_by_script(monkeypatch: pytest.MonkeyPatch, script: Callable[[Recipe, 
         return ScriptedEngine(recipe, script)
 
     monkeypatch.setattr(engines, "make_engine", make)
-
-
-def asked_of_eval(**options: Any) -> Any:
-    """The options of one call of `eval`, those that are not given by default."""
-    return SimpleNamespace(**{name: option["default"] for name, option in EVAL.items()} | options)

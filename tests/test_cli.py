@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from tell_plugins import __version__, cli
 from tell_plugins.cli import VERBS, main
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.evaluation.options import EVAL
+from tell_plugins.evaluation.options import Options
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "swift", "transformers", "datasets", "pandas", "matplotlib", "sklearn", "openai")
@@ -103,10 +104,11 @@ def test_what_starts_at_once_loads_nothing_heavy(tmp_path):
 
 
 def test_each_option_of_eval_names_its_default():
-    for name, option in EVAL.items():
-        if option["default"]:
-            said = option["help"].rpartition("(default: ")[2].removesuffix(")")
-            assert option["type"](said) == option["default"], name
+    for name, field in Options.model_fields.items():
+        if field.default:
+            told: Any = field.json_schema_extra
+            said = told["help"].rpartition("(default: ")[2].removesuffix(")")
+            assert told["type"](said) == field.default, name
 
 
 @pytest.mark.parametrize(

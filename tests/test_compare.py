@@ -18,9 +18,10 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers
 from tell_plugins.evaluation.answers import Settings, read_saved
-from tell_plugins.evaluation.compare import compare, find_folders, short_names, trained_spec
+from tell_plugins.evaluation.compare import compare, find_folders
 from tell_plugins.evaluation.scorers.json_readings import READINGS
 from tell_plugins.evaluation.scoring import load_scored, system_of
+from tell_plugins.evaluation.system_names import short_names, trained_spec
 from tell_plugins.evaluation.system_tables import elsewhere_table, print_verdict
 from tests.conftest import Cli
 from tests.saved_answers import HALU_PERFECT as GOOD

@@ -14,7 +14,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring, verify
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.judged import mean
-from tell_plugins.evaluation.options import answer_folders
+from tell_plugins.evaluation.options import Options, answer_folders
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import AnswerTable
 from tell_plugins.evaluation.scoring import System, load_scored
@@ -23,7 +23,7 @@ from tell_plugins.recipe.recipes import load_recipe
 from tests.chat_server import Reply, serving
 from tests.conftest import Cli, write_rows
 from tests.saved_answers import answer_line, counts, save_answers, save_lines
-from tests.scripted_engine import answer_by_script, asked_of_eval
+from tests.scripted_engine import answer_by_script
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 
 OPENING = "Here it is:\n"
@@ -88,7 +88,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_a_folder_says_what_is_not_the_default(asked, name):
-    assert list(answer_folders(asked_of_eval(**asked))) == [name]
+    assert list(answer_folders(Options(**asked))) == [name]
 
 
 @pytest.mark.parametrize(

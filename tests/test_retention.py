@@ -30,11 +30,11 @@ from tell_plugins.evaluation.elsewhere import (
     Elsewhere,
     read_general,
 )
+from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change, message_of, write_rows
 from tests.saved_answers import answer_line, save_lines
-from tests.scripted_engine import asked_of_eval
 from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_engine, tiny_recipe
 from tests.tiny_adapters import make_adapter, saved_adapter
 
@@ -387,7 +387,7 @@ def test_what_asks_the_same_as_a_trained_row_is_not_held_out(make_card):
 
 def planned(recipe: Path, *adapters: Path, **more: Any) -> evaluate.Task:
     options = {"adapter": [str(path) for path in adapters], "general_rows": 0} | more
-    return evaluate.plan(load_recipe(recipe), asked_of_eval(**options))
+    return evaluate.plan(load_recipe(recipe), Options(**options))
 
 
 @pytest.mark.parametrize("trained", ["anchor=none", ""])

@@ -7,8 +7,7 @@ rows that both answered. Answers to different tests are never put into one table
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -19,10 +18,8 @@ from tell_plugins.core.cards import fold_of, load_card
 from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.spec import NONE, Spec, parse_spec
-from tell_plugins.core.state_files import cached_json, find, find_below, write_json
+from tell_plugins.core.state_files import find, find_below, write_json
 from tell_plugins.evaluation import system_tables
-from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Saved, read_saved, read_settings
 from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import print_grid, table_console, to_csv
@@ -30,12 +27,10 @@ from tell_plugins.evaluation.intervals import RESAMPLES, SEED, USUAL, Draws
 from tell_plugins.evaluation.judged import Column, Scored
 from tell_plugins.evaluation.options import LEARNED_OPTIONS, add_some
 from tell_plugins.evaluation.paper_numbers import paper_number
-from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
 from tell_plugins.evaluation.scoring import System, joined, scored
-from tell_plugins.recipe.recipes import load_recipe
+from tell_plugins.evaluation.system_names import method_of, system_names, trained_spec
 
-_RUN = "run.json"  # of a sweep: what a run was made with
 _SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
 _DEFAULT_OUT = "output/compare"
 _OF_DIFFERENCE = ("value", "low", "high", "p", "n", "resamples", "seed")
@@ -141,7 +136,7 @@ def compare(
     _need_same_test(loaded)
     systems = [
         System(name, answers, paper=paper_number(answers.settings, trained_spec(answers)))
-        for name, answers in zip(_system_names(loaded), loaded, strict=True)
+        for name, answers in zip(system_names(loaded), loaded, strict=True)
     ]
     base, *others = systems
     found = []
@@ -232,84 +227,6 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     content = {"baseline": comparison.baseline, "systems": systems, "differences": differences}
     write_json(files[2], content, allow_nan=False)
     return files
-
-
-# --- which system gave some answers ---------------------------------------------------------------
-
-
-def _system_names(systems: Sequence[Scored]) -> list[str]:
-    """A name for each set of answers: `TELL, seed 42`; where several have it, their folders'."""
-    names = []
-    for answers in systems:
-        adapter, spec = answers.settings.adapter, trained_spec(answers)
-        if adapter in (BASE, *RIVALS):
-            names.append("base" if adapter == BASE else str(adapter))
-        elif spec is None:
-            names.append(answers.settings.recipe or "unknown")
-        else:
-            seed = _run_of(answers.folder).get("seed", spec.seed)
-            names.append(f"{method_of(spec)}, seed {seed}")
-    for name in {name for name in names if names.count(name) > 1}:
-        places = [place for place, other in enumerate(names) if other == name]
-        told_apart = short_names([systems[place].folder for place in places])
-        for place, rest in zip(places, told_apart, strict=True):
-            names[place] = rest
-    return names
-
-
-def method_of(spec: Spec) -> str:
-    """The field's word for what a mixture trains: `SFT`, `TELL`, or general rows alone."""
-    if spec.task == NONE:
-        return "general rows"
-    try:
-        amount = spec.general or spec.general_of(load_card(spec.card))[0]
-    except UserError:  # the card is not on this machine
-        return "TELL"
-    return "SFT" if amount == NONE else "TELL"
-
-
-def trained_spec(answers: Saved | Scored) -> Spec | None:
-    """The dataset string that a system trained on, as a sweep, the manifest beside the adapter, or
-    else the recipe says; None for the base model and what stands in its place, which trained
-    nothing."""
-    adapter = answers.settings.adapter
-    if adapter in (BASE, *RIVALS):
-        return None
-    text = _run_of(answers.folder).get("spec") or _trained_on(adapter)
-    try:
-        if text:
-            return parse_spec(text)
-        return load_recipe(paths.RECIPES / f"{Path(answers.settings.recipe).stem}.yaml").spec
-    except UserError:
-        return None
-
-
-def _run_of(folder: Path) -> Mapping[str, Any]:
-    """What a sweep wrote beside a run whose answers lie here, below its folder."""
-    files = [parent / _RUN for parent in folder.resolve().parents[:4]]
-    runs = (cached_json(file, dict[str, Any]) or {} for file in files)
-    return next((run for run in runs if run.get("spec")), {})
-
-
-def _trained_on(adapter: str) -> str:
-    """The dataset string of an adapter that saved answers name; "" where it is gone."""
-    for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
-        with contextlib.suppress(UserError):  # it is damaged
-            if found := Adapter("", folder).manifest:
-                return str(found["spec"])
-    return ""
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The parts of the paths that tell the folders apart."""
-    parts = [list(folder.resolve().parts) for folder in folders]
-    if len(parts) == 1:
-        return ["/".join(parts[0][-2:])]
-    for end in (0, -1):
-        while all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
-            for part in parts:
-                del part[end]
-    return ["/".join(part) for part in parts]
 
 
 # --- folds ----------------------------------------------------------------------------------------

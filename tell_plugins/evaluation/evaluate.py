@@ -33,9 +33,11 @@ from tell_plugins.evaluation.adapters import (
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.engines import UrlEngine
 from tell_plugins.evaluation.options import (
+    Options,
     add_arguments,
     answer_folders,
     contradictions,
+    options_of,
     wrong_flags,
 )
 from tell_plugins.evaluation.rivals import Examples
@@ -51,22 +53,23 @@ def run(args: argparse.Namespace) -> int:
     from tell_plugins.evaluation.compare import compare
     from tell_plugins.evaluation.system_tables import print_summary, print_verdict
 
-    recipe = load_recipe(args.recipe, args.flags)
-    raise_all([*wrong_flags(recipe), *contradictions(args)])
-    if args.against:
-        args.adapter = with_baseline(recipe, args.against, args.adapter)
-    task = plan(recipe, args)
+    recipe, asked = load_recipe(args.recipe, args.flags), options_of(args)
+    raise_all([*wrong_flags(recipe), *contradictions(asked)])
+    if asked.against:
+        named = with_baseline(recipe, asked.against, asked.adapter)
+        asked = asked.model_copy(update={"adapter": named})
+    task = plan(recipe, asked)
     for note in task.notes:
         print(note, flush=True)
     with only_one(task.out, "eval"):
         for number, adapters in enumerate(_loads(task)):
             _answer_with_one_load(task, adapters, first=number == 0)
-    labels, names = [adapter.label for adapter in task.adapters], list(answer_folders(args))
+    labels, names = [adapter.label for adapter in task.adapters], list(answer_folders(asked))
     print_summary(task.out, labels, names, task.card)
     for adapter in task.adapters:
         if adapter.path is not None and adapter.changes_nothing:
             print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
-    for name in names if args.against else []:
+    for name in names if asked.against else []:
         *others, baseline = [task.out / label / name for label in labels]
         print_verdict(compare([baseline, *others]))
     return 0
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 class Task:
     """What one call of `eval` has to do; `asked` are its options."""
 
-    asked: Any
+    asked: Options
     recipe: Recipe
     card: Card
     anchor: str
@@ -98,7 +101,7 @@ class Task:
         return prompting.answer_limit(self.card, self.asked.max_new_tokens)
 
 
-def plan(recipe: Recipe, asked: Any) -> Task:
+def plan(recipe: Recipe, asked: Options) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
     remedy = "name the recipe of the task, and this run's folder with --adapter"
     card = prompting.task_card(recipe, "task to score", remedy)
@@ -152,8 +155,13 @@ def _engine(task: Task, adapters: list[Adapter]) -> Any:
     if all(adapter.rival == rivals.WORDS for adapter in adapters):
         return rivals.NO_MODEL
     asked = task.asked
-    more = {"batch_size": asked.batch_size, "model_name": asked.model_name}
-    return engines.make_engine(asked.engine, task.recipe, adapters, **more)
+    return engines.make_engine(
+        asked.engine,
+        task.recipe,
+        adapters,
+        batch_size=asked.batch_size,
+        model_name=asked.model_name,
+    )
 
 
 def _anchors_by_itself(engine: Engine, task: Task) -> bool:

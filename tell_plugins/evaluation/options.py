@@ -1,10 +1,12 @@
-"""What one call of `eval` asks for: its options, of which other verbs take some."""
+"""What one call of `eval` asks for, as one object; other verbs take some of its options."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tell_plugins.core.errors import UserError, at_least, unknown
 from tell_plugins.recipe.recipes import Recipe
@@ -45,79 +47,83 @@ def _scales(text: str) -> list[float]:
     return list(dict.fromkeys(map(scale, text.split(","))))
 
 
-def _option(text: str, default: Any = None, kind: Any = str, **more: Any) -> dict[str, Any]:
-    return {"help": text, "default": default, "type": kind, **more}
+def _option(text: str, default: Any = None, kind: Any = str, **more: Any) -> Any:
+    """An option, with what argparse is told of it."""
+    return Field(default, json_schema_extra={"help": text, "type": kind, **more})
 
 
-EVAL: dict[str, dict[str, Any]] = {  # as argparse takes them, by name
-    "adapter": _option(
+class Options(BaseModel):
+    """The options of `eval`, with their defaults and what `--help` says of each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    adapter: list[str] = _option(
         "checkpoint or run folders; 'none' is the base model, and 'shots', 'choices', 'words' "
         "are its rivals without training (default: the recipe's last run)",
         [],
         nargs="+",
         metavar="DIR",
-    ),
-    "against": _option(
+    )
+    against: str | None = _option(
         "also test the last run of <recipe>_<VARIANT>.yaml and take differences to it: sft",
         metavar="VARIANT",
-    ),
-    "scales": _option(
+    )
+    scales: list[float] = _option(
         "test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)",
         [1.0],
         _scales,
-    ),
-    "split": _option("split of the card (default: test)", "test"),
-    "rows": _option("a seeded draw of this many rows (default: all)", None, at_least(1)),
-    "decoding": _option("greedy, or the paper's sampling: paper (default: greedy)", "greedy"),
-    "seeds": _option("one set of answers a seed (default: 42)", [42], seeds_of),
-    "anchor": _option("anchor at test (default: as in the recipe)"),
-    "engine": _option(
+    )
+    split: str = _option("split of the card (default: test)", "test")
+    rows: int | None = _option("a seeded draw of this many rows (default: all)", None, at_least(1))
+    decoding: str = _option("greedy, or the paper's sampling: paper (default: greedy)", "greedy")
+    seeds: list[int] = _option("one set of answers a seed (default: 42)", [42], seeds_of)
+    anchor: str | None = _option("anchor at test (default: as in the recipe)")
+    engine: str = _option(
         "transformers, vllm, or the URL of a server (default: transformers)", "transformers"
-    ),
-    "model_name": _option("of a server: the model to ask for"),
-    "batch_size": _option("prompts answered together (default: 16)", 16, at_least(1)),
-    "shots": _option(
+    )
+    model_name: str | None = _option("of a server: the model to ask for")
+    batch_size: int = _option("prompts answered together (default: 16)", 16, at_least(1))
+    shots: int = _option(
         "fixed training rows in front of each question as examples (default: 0)", 0, at_least(0)
-    ),
-    "max_new_tokens": _option("limit of an answer (default: the card's)", None, at_least(1)),
-    "general_rows": _option(
+    )
+    max_new_tokens: int | None = _option(
+        "limit of an answer (default: the card's)", None, at_least(1)
+    )
+    general_rows: int = _option(
         "held-out general rows for the style fit, 0: nothing general is asked (default: 40)",
         40,
         at_least(0),
-    ),
-    "retention_rows": _option(
+    )
+    retention_rows: int | None = _option(
         "general questions, foreign instructions and passages of prose, at most N of each "
         "(default: all)",
         None,
         at_least(0),
         metavar="N",
-    ),
-    "learned": _option("also score translations by bleurt, comet, or bleurt,comet", ""),
-    "bleurt": _option("BLEURT checkpoint (or $TELL_BLEURT)", metavar="MODEL"),
-    "comet": _option("COMET checkpoint (or $TELL_COMET)", metavar="MODEL"),
-    "out": _option("folder of the answers (default: <output_dir>/eval)"),
-}
+    )
+    learned: str = _option("also score translations by bleurt, comet, or bleurt,comet", "")
+    bleurt: str | None = _option("BLEURT checkpoint (or $TELL_BLEURT)", metavar="MODEL")
+    comet: str | None = _option("COMET checkpoint (or $TELL_COMET)", metavar="MODEL")
+    out: str | None = _option("folder of the answers (default: <output_dir>/eval)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
     parser.add_argument("recipe", help="the recipe whose card and model are tested")
-    for name, option in EVAL.items():
-        parser.add_argument(_flag(name), **option)
+    add_some(parser, list(Options.model_fields), defaults=True)
     parser.epilog = (
         "Further --key value pairs are ms-swift's and win over the recipe, for example "
         "--model DIR. The same command goes on where it was stopped."
     )
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def add_some(parser: Any, names: Sequence[str]) -> None:
-    """Let a command take these options of `eval`; one that is not given is None."""
+def add_some(parser: Any, names: Sequence[str], *, defaults: bool = False) -> None:
+    """Let a command take these options of `eval`; without `defaults` one not given is None."""
     for name in names:
-        parser.add_argument(_flag(name), **{**EVAL[name], "default": None})
+        field = Options.model_fields[name]
+        told: Any = field.json_schema_extra
+        default = field.default if defaults else None
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, **told)
 
 
 def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +131,12 @@ def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
-def contradictions(asked: Any) -> Iterator[UserError]:
+def options_of(args: argparse.Namespace) -> Options:
+    """The options of a command line."""
+    return Options(**{name: getattr(args, name) for name in Options.model_fields})
+
+
+def contradictions(asked: Options) -> Iterator[UserError]:
     """Options that do not go together."""
     nothing = f"{asked.retention_rows} rows, and --general-rows 0 asks nothing general"
     as_are = f"engine '{asked.engine}' answers with adapters as they are"
@@ -141,7 +152,7 @@ def contradictions(asked: Any) -> Iterator[UserError]:
             yield UserError(found, where=where, remedy=remedy)
 
 
-def answer_folders(asked: Any) -> dict[str, int]:
+def answer_folders(asked: Options) -> dict[str, int]:
     """The folders of answers to the task, named by split, decoding and what is not the default,
     and the seed of each. Greedy decoding knows no seed."""
     more = [f"anchor-{asked.anchor}"] if asked.anchor else []
@@ -164,4 +175,4 @@ def wrong_flags(recipe: Recipe) -> Iterator[UserError]:
                 remedy=f"use {_OPTIONS[key]}",
             )
         elif key not in swift:
-            yield unknown("flag", key, swift | set(EVAL), "command line")
+            yield unknown("flag", key, swift | set(Options.model_fields), "command line")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from tell_plugins.evaluation.judged import KINDS, Judged
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
 from tell_plugins.evaluation.scoring import System, spaced, system_of
+from tell_plugins.evaluation.system_names import system_names
 
 if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison
@@ -131,7 +133,9 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
     console = table_console()
     for name in answers:
         base = out / BASE / GENERAL
-        systems = [system_of(label, out / label / name, base) for label in labels]
+        found = [system_of(label, out / label / name, base) for label in labels]
+        named = zip(found, system_names([system.scored for system in found]), strict=True)
+        systems = [replace(system, name=other) for system, other in named]
         rows = systems[0].rows
         grids = both_tables(systems, f"{card.name}, {name}: {rows} rows")
         for grid in grids if name == answers[-1] else grids[:1]:
