@@ -390,6 +390,19 @@ def planned(recipe: Path, *adapters: Path, **more: Any) -> evaluate.Task:
     return evaluate.plan(load_recipe(recipe), Options(**options))
 
 
+def test_rows_that_changed_since_a_training_are_not_known(recipe, model, tmp_path):
+    spec = "tell/tiny_task:general=12rows"
+    folder = make_adapter(tmp_path / "a", model, seed=1, spec=spec)
+    manifest = manifest_of(build_mixture(parse_spec(spec)))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert len(planned(recipe, folder, general_rows=3).general) == 3
+    manifest["sources"][1]["rows"]["used"] = 11
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="have changed since it was trained"):
+        planned(recipe, folder, general_rows=3)
+    assert planned(recipe, folder).general == []
+
+
 @pytest.mark.parametrize("trained", ["anchor=none", ""])
 def test_an_adapter_is_tested_with_the_anchor_it_trained_with(trained, recipe, model, tmp_path):
     manifest = manifest_of(build_mixture(parse_spec(f"{OWN}/{trained}".rstrip("/"))))

@@ -125,6 +125,8 @@ def plan(recipe: Recipe, asked: Options) -> Task:
     notes += trained_with.rows_trained_on(adapters, task, prompts)
     specs = [recipe.spec, *(spec for adapter in adapters if (spec := adapter.spec))]
     rows = asked.general_rows
+    if rows and not prompting.has_held_out(specs, card):
+        raise_all(list(trained_with.unknown_rows(adapters)))
     return Task(
         asked=asked,
         recipe=recipe,

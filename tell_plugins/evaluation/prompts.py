@@ -98,6 +98,11 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
     return everything.texts(free)
 
 
+def has_held_out(specs: Iterable[Spec], card: Card) -> bool:
+    """Whether general rows are kept out of training by a split, not by what a run left over."""
+    return HELD_OUT_SPLIT in _general_card(specs, card).splits
+
+
 def _general_card(specs: Iterable[Spec], card: Card) -> Card:
     """The first general card of the mixtures, else of the task."""
     named = [source for spec in specs for source in spec.sources or ()]

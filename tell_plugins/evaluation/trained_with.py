@@ -17,7 +17,8 @@ from tell_plugins.bridge.protocol import MODEL_KEYS, system_text
 from tell_plugins.core import draw
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.mixture import HELD_OUT, TASK
+from tell_plugins.core.manifest import manifest_of
+from tell_plugins.core.mixture import GENERAL, HELD_OUT, TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import NONE, Spec
 from tell_plugins.evaluation.adapters import Adapter, folder_sha256
@@ -226,3 +227,30 @@ def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserE
                 remedy=f"--anchor {trained['choice']} for the same one (or its text of then), "
                 f"--anchor {mine.name} to test with another on purpose",
             )
+
+
+def unknown_rows(adapters: Sequence[Adapter]) -> Iterator[UserError]:
+    """Adapters of which cannot be told any more which general rows they saw.
+
+    A manifest has the dataset string, from which they are drawn anew; a card or file that has
+    changed since gives others.
+    """
+    for adapter in adapters:
+        if adapter.spec is None or "sources" not in adapter.manifest:  # of an earlier release
+            continue
+        now = manifest_of(build_mixture(adapter.spec))
+        if _general_sources(now) != _general_sources(adapter.manifest):
+            yield UserError(
+                "its general data or their card have changed since it was trained, so which "
+                "rows it did not see is not known",
+                where=f"adapter {adapter.shown}",
+                remedy="--general-rows 0, or give the general card a split 'heldout'",
+            )
+
+
+def _general_sources(manifest: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    return [
+        (source["card"], source["file_sha256"], source["rows"]["used"])
+        for source in manifest["sources"]
+        if source["role"] == GENERAL
+    ]
