@@ -18,12 +18,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
 from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
+
+if TYPE_CHECKING:
+    import psutil
 
 MARK = "TELL_SWEEP_RUN"  # in the environment of everything that works for a run
 
@@ -50,6 +53,8 @@ def guarded(
 
 def end_work_in(folder: Path) -> int:
     """Kill every process that works for the run or the runs in `folder`; how many."""
+    import psutil
+
     killed = 0
     while found := processes_in(folder):
         for process in found:
@@ -62,6 +67,8 @@ def end_work_in(folder: Path) -> int:
 
 def processes_in(folder: Path) -> list[psutil.Process]:
     """What works for the run or the runs in `folder`."""
+    import psutil
+
     found = []
     for process in psutil.process_iter():
         # one that ended, is a zombie, or belongs to another user does not say it

@@ -25,8 +25,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import psutil
-
 from tell_plugins.bridge.embedded_model import WEIGHTS, is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
@@ -70,6 +68,8 @@ def runs_on_cores(models: Collection[str]) -> int:
     A training of a small model gains little from a second core: one of `smollm2_sample_hold` took
     169 s on two cores, and two at once, a core each, 167 s.
     """
+    import psutil  # not among the packages that `--dry-run` does with
+
     sizes = [_weights(model) for model in models]
     if 0 in sizes:
         return 1
