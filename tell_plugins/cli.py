@@ -115,10 +115,11 @@ def _run(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         match = nearest(argv[0], [*VERBS, *_RUN_SH])
         remedy = f"did you mean '{match}'?" if match else "see ./run.sh --help"
-        raise UserError(f"unknown verb '{argv[0]}'", remedy=remedy)
+        raise UserError(f"unknown verb '{argv[0]}'", where="command line", remedy=remedy)
     for text in argv:
         if text.encode("utf-8", "ignore").decode() != text:
-            raise UserError(f"{text!r} is not UTF-8", remedy="retype it, or rename the file")
+            remedy = "retype it, or rename the file"
+            raise UserError(f"{text!r} is not UTF-8", where="command line", remedy=remedy)
     parser = _Parser(
         prog="./run.sh",
         usage="./run.sh [-h] [--version] VERB ...",

@@ -47,7 +47,8 @@ def guarded(
     ) as process:
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise MachineError("what looks after the runs did not start")
+            found = "the process that ends what a killed sweep leaves behind did not start"
+            raise MachineError(found, remedy="free some memory, and start the sweep again")
         yield
 
 

@@ -87,7 +87,8 @@ class Task:
         text = "; ".join(told[:most])
         count = count_of(len(self.rows) - len(kept), "row")
         if not may_go:
-            raise UserError(f"{count} cannot be used: {text}", remedy=remedy)
+            where = ", ".join(f"--{split}" for split in self.files)
+            raise UserError(f"{count} cannot be used: {text}", where=where, remedy=remedy)
         self.notes.append(f"left out: {count}: {text}")
         self.rows = kept
 
