@@ -223,14 +223,15 @@ def test_systems_are_named_by_method_and_seed_or_by_their_folders(card, make_car
         answered("e", f"{tell}/order=even"),
         answered("f", None, "words"),
         answered("g", f"tell/{card}:task=0/general=80rows"),
+        answered("i", f"{tell}/kl=3"),
     ]
     swept = tmp_path / "runs" / "x-9219d509ae38"
     answers = swept / "eval" / "t" / "c" / "test-greedy"
     save_answers(answers, card, [GOOD] * 40, adapter="gone")
     (swept / "run.json").write_text(json.dumps({"spec": sft, "seed": 7}))
     names = [s.name for s in compare([*folders, answers, answered("h", sft)]).systems]
-    general = "general rows, seed 42"
-    assert names == ["base", "b", "SFT, seed 43", "d", "e", "words", general, "SFT, seed 7", "h"]
+    apart = ["general rows, seed 42", "TELL, held, seed 42", "SFT, seed 7"]
+    assert names == ["base", "b", "SFT, seed 43", "d", "e", "words", *apart, "h"]
 
 
 def test_the_papers_columns_stand_beside_the_papers_task_alone(make_card, tmp_path, cli):

@@ -160,7 +160,7 @@ def test_every_row_counts_once(own, tmp_path, capsys):
     assert [system["name"] for system in found["systems"]] == [
         "SFT, seed 42",
         "base",
-        "TELL, seed 42",
+        "TELL, held, seed 42",
     ]
     assert found["baseline"] == "SFT, seed 42"
     for system, wrong in zip(found["systems"], (2, 3, 1), strict=True):
@@ -169,7 +169,7 @@ def test_every_row_counts_once(own, tmp_path, capsys):
         (accuracy,) = [one for one in scores["numbers"] if one["measure"] == "accuracy"]
         assert (accuracy["k"], accuracy["n"]) == (20 - wrong * FOLDS, 20)
     differences = {(d["system"], d["measure"]): d["value"] for d in found["differences"]}
-    assert differences["TELL, seed 42", "accuracy"] == pytest.approx(3 / 20)
+    assert differences["TELL, held, seed 42", "accuracy"] == pytest.approx(3 / 20)
 
 
 @pytest.mark.usefixtures("said")

@@ -42,14 +42,16 @@ def system_names(systems: Sequence[Scored]) -> list[str]:
 
 
 def method_of(spec: Spec) -> str:
-    """The field's word for what a mixture trains: `SFT`, `TELL`, or general rows alone."""
+    """The word for what a mixture trains: `SFT`, `TELL`, `TELL, held` where general rows hold the
+    base model, or general rows alone."""
+    mixed = "TELL, held" if spec.kl else "TELL"
     if spec.task == NONE:
         return "general rows"
     try:
         amount = spec.general or spec.general_of(load_card(spec.card))[0]
     except UserError:  # the card is not on this machine
-        return "TELL"
-    return "SFT" if amount == NONE else "TELL"
+        return mixed
+    return "SFT" if amount == NONE else mixed
 
 
 def trained_spec(answers: Saved | Scored) -> Spec | None:
