@@ -130,6 +130,11 @@ def test_wrong_options_are_found_before_a_model_is_loaded(
     assert "./run.sh train" in cli(1, "eval", recipe_of("tiny_task"))  # no trained adapter
 
 
+def test_a_model_that_is_gone_is_asked_of_no_hub(evaluated):
+    said = evaluated(1, "tiny_task", "--model", "models/gone", *NO_GENERAL)
+    assert "flag --model: no model folder 'models/gone'" in said
+
+
 def test_fewer_rows_are_part_of_more(cards):
     card = load_card("tiny_task")
     draws = [{p.row for p in task_prompts(card, "test", "card", n)[1]} for n in range(1, 7)]

@@ -8,11 +8,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.bridge.protocol import Ask, Engine, History, Reply, conversation, system_text
-from tell_plugins.core.errors import UserError, nearest, unknown
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.preparation.endpoint import Endpoint, Refused, api_url, side_by_side
+from tell_plugins.recipe.models import model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.settings_rules import check_model
 
 LOCAL = ("transformers", "vllm")
 _TIMEOUT, _TRIES = 600.0, 6  # seconds of a request to a server, and how often it is sent
@@ -34,19 +37,29 @@ def make_engine(
     """The engine of that kind with the recipe's model and these adapters, or with one whole model
     in its place; or the model that a URL serves, where `model_name` is how the server calls it.
 
-    Raises UserError for another kind, and what the engines raise.
+    Raises UserError for another kind or a model that is none, MachineError for a hub's model that
+    cannot be had, and what the engines raise.
     """
     need_kind(kind, model_name)
     named = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
     if is_url(kind):
         system = system_text(recipe.get("system")) or ""
         return UrlEngine(kind, named, model_name=model_name, system=system, workers=batch_size)
+    for whole in (adapter for adapter in adapters if adapter.whole):  # alone in its load
+        recipe, named = recipe.with_values(model=str(whole.path)), {}
+    _need_model(recipe)
     from tell_plugins.bridge import engine
 
     made = engine.VllmEngine if kind == "vllm" else engine.LocalEngine
-    for whole in (adapter for adapter in adapters if adapter.whole):  # alone in its load
-        recipe, named = recipe.with_values(model=str(whole.path)), {}
     return made(recipe.values, named, batch_size=batch_size)
+
+
+def _need_model(recipe: Recipe) -> None:
+    """See to it that the model can be had: ms-swift would ask a hub about a folder that is gone."""
+    raise_all(list(check_model(recipe)))
+    model = recipe.text("model")
+    if model_folder(model) is None and not is_embedded(model):
+        need_model(model, recipe.flag("use_hf"))
 
 
 def acting(engine: Any, adapter: Adapter) -> AbstractContextManager[None]:
